@@ -1,0 +1,42 @@
+"""From a chain of blocks to layers: which blocks the model repeats as one."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+
+from graphprune.architecture import BlockKind
+
+MIXERS = {"attention", "parallel", "conv", "other"}
+
+
+def group(kinds: Sequence[BlockKind], signatures: Sequence[Hashable]) -> list[range]:
+    """Ranges of block indices, one a layer.
+
+    The shortest pattern that repeats through the whole chain is a layer; with equal weight
+    shapes first (two FFNs in a row may be token and channel mixing), by kinds alone next. A
+    chain without a pattern (something was dropped before) is cut before every block that mixes
+    tokens.
+    """
+    for items in (list(zip(kinds, signatures, strict=True)), list(kinds)):
+        length = _period(items)
+        if length is not None:
+            return [range(i, i + length) for i in range(0, len(kinds), length)]
+    return _by_mixers(kinds)
+
+
+def _period(items: Sequence[Hashable]) -> int | None:
+    """The length of the shortest pattern that repeats at least twice, or of a chain of one layer."""
+    total = len(items)
+    for length in range(1, total // 2 + 1):
+        if total % length == 0 and all(items[i] == items[i % length] for i in range(total)):
+            return length
+    return None
+
+
+def _by_mixers(kinds: Sequence[BlockKind]) -> list[range]:
+    starts = [0]
+    for i in range(1, len(kinds)):
+        repeats = kinds[i] in kinds[starts[-1] : i]
+        if repeats or kinds[i] in MIXERS:
+            starts.append(i)
+    return [range(a, b) for a, b in zip(starts, [*starts[1:], len(kinds)], strict=True)]
