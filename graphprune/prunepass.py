@@ -1,0 +1,60 @@
+"""What a pass is: a frozen dataclass whose fields are its options, and a pure `plan`.
+
+`plan` reads an `Architecture` and says, for every block that was asked for, what would happen
+(`Edit`) or why nothing does (`Skipped`). Nothing changes until an edit's `apply` is called, so
+a dry run costs nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Protocol
+
+from graphprune.selection import select_blocks, select_layers
+
+if TYPE_CHECKING:
+    from graphprune.architecture import Architecture, Block
+
+__all__ = ["Edit", "PrunePass", "Skipped", "select_blocks", "select_layers"]
+
+
+@dataclass(frozen=True)
+class Edit:
+    """One change: `target` is a block's id, `summary` one line for people, `apply` makes it.
+
+    `removes` are the blocks that are gone afterwards (empty where only a part of one goes).
+    """
+
+    target: str
+    summary: str
+    apply: Callable[[], None]
+    removes: tuple[Block, ...] = ()
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """Nothing happens to `target`, because of `reason`."""
+
+    target: str
+    reason: str
+
+
+class PrunePass(Protocol):
+    """A pass: a frozen dataclass; `name` is its recipe and CLI name, its docstring its help."""
+
+    name: ClassVar[str]
+
+    def plan(self, architecture: Architecture) -> Iterator[Edit | Skipped]:
+        """Say what would be done to every block that the options select.
+
+        Raises `SelectionError` where the options name what does not exist.
+        """
+        ...
+
+
+def size_of(*blocks: Block) -> str:
+    """What blocks hold, for an edit's summary: their nodes and parameters."""
+    nodes = sum(len(block.nodes) for block in blocks)
+    parameters = sum(block.parameters for block in blocks)
+    return f"{nodes} nodes, {parameters:,} parameters"

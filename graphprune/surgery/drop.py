@@ -1,0 +1,38 @@
+"""Dropping blocks: their branches, their caches, and the norm after them where it is to go too."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import onnx_ir as ir
+
+from graphprune.architecture import Block, BlockKind, Stack
+from graphprune.surgery.caches import remove_caches
+from graphprune.surgery.sums import bypass_norm, drop_branch
+from graphprune.surgery.values import detached
+
+ATTENTIONS = {"attention", "cross_attention"}
+
+
+def drop_block(
+    block: Block,
+    stack: Stack,
+    model: ir.Model,
+    *,
+    kinds: Collection[BlockKind] | None = None,
+    norm: bool = False,
+) -> None:
+    """Take a block's branches (those of `kinds`, if given) out of the stream.
+
+    `norm` says that a norm after the join goes too (post-norm models; it stays by default).
+    A block that an earlier edit has taken out is left as it is.
+    """
+    branches = [b for b in block.branches if kinds is None or b.kind in kinds or block.kind in kinds]
+    for branch in branches:
+        drop_branch(branch, block)
+    if any(branch.kind in ATTENTIONS for branch in branches):
+        remove_caches(block, stack, model)
+    if norm and block.placement == "post":
+        for one in block.norms:
+            if one.role == "post" and not detached(one.nodes[-1]):
+                bypass_norm(one)

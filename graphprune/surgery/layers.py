@@ -1,0 +1,164 @@
+"""Layers in another order, or run more than once with the same weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from graphprune.architecture import Layer, Stack
+from graphprune.dataflow import ALIASES, SHAPE_OPS, SKIP_NORMS, has_subgraph
+from graphprune.errors import EditError
+from graphprune.surgery.sizes import release_shapes
+from graphprune.surgery.sums import split_join
+from graphprune.surgery.values import current, detached, replace_value
+
+# What may give the stream another shape inside of a layer (OPT flattens it).
+LAYOUTS = {"Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze"}
+
+
+@dataclass(frozen=True, eq=False)
+class _Segment:
+    """The nodes of one layer, what of them reads the stream, and what it puts out."""
+
+    nodes: tuple[ir.Node, ...]
+    entries: tuple[tuple[ir.Node, int], ...]
+    output: ir.Value
+
+
+def arrange_layers(stack: Stack, order: Sequence[int]) -> None:
+    """Run the layers of a stack in `order`, positions in the stack; a position may come again.
+
+    Each further run is a copy of the layer's nodes that reads the same initializers. Layers
+    that do not come in `order` are passed by.
+    """
+    for block in stack.blocks:
+        release_shapes(block.nodes, block)
+    segments, start, end = _segments(stack)
+    readers = _outside_readers(end, segments)
+    stream = start
+    seen: set[int] = set()
+    for position in order:
+        segment = _copy(segments[position], stack.graph) if position in seen else segments[position]
+        seen.add(position)
+        for node, index in segment.entries:
+            node.replace_input_with(index, stream)
+        stream = segment.output if segment.nodes else stream
+    for node, index in readers:
+        node.replace_input_with(index, stream)
+    if stream is not end:
+        _move_output(end, stream)
+    try:
+        stack.graph.sort()
+    except ValueError as error:
+        message = f"the layers of '{stack.name}' cannot run in this order: one of them computes what an earlier one reads"
+        raise EditError(message) from error
+
+
+def _segments(stack: Stack) -> tuple[list[_Segment], ir.Value, ir.Value]:
+    """The layers as runs of nodes between values of the stream; fused joins are taken apart for it."""
+    start = current(next(stack.blocks).stream_in)
+    boundaries = [start]
+    for layer in stack.layers:
+        boundaries.append(_output(layer))
+    start = boundaries[0] = current(start)
+    values = [current(value) for value in boundaries]
+    inner = (current(block.stream_in) for block in stack.blocks)
+    for value in (*values[1:], *(value for value in inner if not _changes_layout(value))):
+        _read_shape_of(start, value)
+    segments = [_segment(a, b) for a, b in zip(values, values[1:], strict=False)]
+    return segments, start, values[-1]
+
+
+def _changes_layout(value: ir.Value) -> bool:
+    producer = value.producer()
+    return producer is not None and producer.op_type in LAYOUTS
+
+
+def _read_shape_of(start: ir.Value, value: ir.Value) -> None:
+    """The stream has one shape all along; whoever asks for it asks its start, which is always there."""
+    for use in tuple(value.uses()):
+        if use.node.op_type in SHAPE_OPS:
+            use.node.replace_input_with(use.idx, start)
+
+
+def _output(layer: Layer) -> ir.Value:
+    """What a layer passes on. A join that is fused with the next layer's norm is taken apart."""
+    result = layer.blocks[-1].stream_out
+    for block in layer.blocks:
+        if block.join.op_type in SKIP_NORMS and not detached(block.join):
+            add, normed = split_join(block.join)
+            result = normed if block.placement == "post" else add.outputs[0]
+    return _settled(current(result))
+
+
+def _settled(value: ir.Value) -> ir.Value:
+    """The same stream as the next layer gets it: in its layout, where the end of a layer only changes that."""
+    while True:
+        readers = [use.node for use in value.uses() if use.node.op_type not in SHAPE_OPS]
+        if len(readers) != 1 or readers[0].op_type not in ALIASES or value.is_graph_output():
+            return value
+        value = readers[0].outputs[0]
+
+
+def _segment(begin: ir.Value, end: ir.Value) -> _Segment:
+    """All nodes on the way from one value of the stream to the next one."""
+    nodes: dict[ir.Node, None] = {}
+    leads: dict[ir.Value, bool] = {begin: True}
+    if begin is not end:
+        _descends(end, leads, nodes)
+    entries = [(use.node, use.idx) for use in begin.uses() if use.node in nodes]
+    return _Segment(tuple(nodes), tuple(entries), end)
+
+
+def _descends(value: ir.Value, leads: dict[ir.Value, bool], nodes: dict[ir.Node, None]) -> None:
+    """Collect the nodes between the value that `leads` starts with and `value`, depth first."""
+    stack: list[tuple[ir.Value, bool]] = [(value, False)]
+    while stack:
+        item, done = stack.pop()
+        node = item.producer()
+        if done and node is not None:
+            inputs = [v for v in node.inputs if v is not None and node.op_type not in SHAPE_OPS]
+            leads[item] = any(leads.get(v, False) for v in inputs)
+            if leads[item]:
+                nodes[node] = None
+        elif item not in leads:
+            leads[item] = False
+            if node is not None:
+                stack.append((item, True))
+                stack.extend((v, False) for v in node.inputs if v is not None and v not in leads)
+
+
+def _outside_readers(end: ir.Value, segments: Sequence[_Segment]) -> list[tuple[ir.Node, int]]:
+    inside = {node for segment in segments for node in segment.nodes}
+    return [(use.node, use.idx) for use in end.uses() if use.node not in inside]
+
+
+def _move_output(old: ir.Value, new: ir.Value) -> None:
+    """Where the stream itself is an output of the graph, the output is its new end."""
+    if old.is_graph_output():
+        uses = [(use.node, use.idx) for use in old.uses()]
+        replace_value(old, new)
+        for node, index in uses:
+            node.replace_input_with(index, old)
+
+
+def _copy(segment: _Segment, graph: ir.Graph) -> _Segment:
+    """The same nodes again, over the same initializers."""
+    values: dict[ir.Value, ir.Value] = {}
+    nodes: dict[ir.Node, ir.Node] = {}
+    for node in segment.nodes:
+        if has_subgraph(node):
+            raise EditError(f"node '{node.name}' ({node.op_type}) holds a subgraph and cannot be run twice")
+        new = ir.Node(
+            node.domain, node.op_type, [values.get(v, v) if v is not None else None for v in node.inputs],
+            list(node.attributes.values()), num_outputs=len(node.outputs), version=node.version,
+        )  # fmt: skip
+        for old, made in zip(node.outputs, new.outputs, strict=True):
+            made.type, made.shape = old.type, old.shape
+            values[old] = made
+        nodes[node] = new
+    graph.extend(nodes.values())
+    entries = tuple((nodes[node], index) for node, index in segment.entries)
+    return _Segment(tuple(nodes.values()), entries, values[segment.output])
