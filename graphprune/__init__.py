@@ -1,0 +1,98 @@
+"""Graphprune: depth and block surgery for exported ONNX models.
+
+```python
+import graphprune as gp
+
+model = gp.load("model.onnx")  # or a folder
+gp.prune(model, drop_ffn=[3, 5]).save("pruned.onnx")
+```
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from graphprune.adapter import IrPass
+    from graphprune.architecture import Architecture
+    from graphprune.bundle import Bundle, load
+    from graphprune.compare import Verification, verify
+    from graphprune.errors import (
+        CheckError,
+        EditError,
+        GraphError,
+        GraphpruneError,
+        LoadError,
+        MissingExtraError,
+        RecipeError,
+        RunError,
+        SaveError,
+        SelectionError,
+    )
+    from graphprune.exporter import export
+    from graphprune.pipeline import Plan, Pruned, plan, prune
+    from graphprune.play import Call, Source, run
+    from graphprune.recipe import Recipe
+    from graphprune.survey import SurveyedFile, inspect
+    from graphprune.timing import Timing, bench
+
+__all__ = [
+    "Architecture",
+    "Bundle",
+    "Call",
+    "CheckError",
+    "EditError",
+    "GraphError",
+    "GraphpruneError",
+    "IrPass",
+    "LoadError",
+    "MissingExtraError",
+    "Plan",
+    "Pruned",
+    "Recipe",
+    "RecipeError",
+    "RunError",
+    "SaveError",
+    "SelectionError",
+    "Source",
+    "SurveyedFile",
+    "Timing",
+    "Verification",
+    "bench",
+    "export",
+    "inspect",
+    "load",
+    "plan",
+    "prune",
+    "run",
+    "verify",
+]
+
+# Where the names live. No module is called like a public function: importing a submodule sets
+# its name in the package, and would hide the function.
+_HOMES = {
+    "adapter": ("IrPass",),
+    "architecture": ("Architecture",),
+    "bundle": ("Bundle", "load"),
+    "compare": ("Verification", "verify"),
+    "exporter": ("export",),
+    "pipeline": ("Plan", "Pruned", "plan", "prune"),
+    "play": ("Call", "Source", "run"),
+    "recipe": ("Recipe",),
+    "survey": ("SurveyedFile", "inspect"),
+    "timing": ("Timing", "bench"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first asked for (PEP 562): `import graphprune` itself is free."""
+    if name not in __all__:
+        raise AttributeError(f"module 'graphprune' has no attribute {name!r}")
+    home = next((module for module, names in _HOMES.items() if name in names), "errors")
+    globals()[name] = value = getattr(import_module(f"graphprune.{home}"), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,56 @@
+"""What all commands share: common options, the console, progress, JSON output."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+Model = Annotated[
+    Path, typer.Argument(help="An .onnx file, or a folder with one or more.", show_default=False)
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+
+def console(*, stderr: bool = False) -> Console:
+    """A rich console; wide where the output is piped, so that nothing is folded there."""
+    from rich.console import Console
+
+    stream = sys.stderr if stderr else sys.stdout
+    return Console(
+        stderr=stderr, highlight=False, markup=False, emoji=False, width=None if stream.isatty() else 200
+    )
+
+
+def emit(result: Any) -> None:
+    """Print a result as JSON; what is not a number becomes null."""
+    typer.echo(json.dumps(_finite(result), indent=2, ensure_ascii=False, allow_nan=False, default=str))
+
+
+def _finite(value: Any) -> Any:
+    """`value` with infinities and not-a-numbers as None, which JSON cannot hold otherwise."""
+    if isinstance(value, float):
+        return value if value - value == 0 else None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+@contextmanager
+def working(what: str) -> Iterator[None]:
+    """Show on stderr that something is going on; silent where stderr is no terminal."""
+    screen = console(stderr=True)
+    if not screen.is_terminal:
+        yield
+        return
+    with screen.status(what):
+        yield

@@ -1,0 +1,160 @@
+"""What the passes of a recipe answered, settled against each other.
+
+Every pass is asked about the original model, so two of them may want the same block, and the
+files of a bundle may answer differently. Settled means:
+
+- copies of one stack, in one file or several, change together or not at all;
+- what a larger edit removes needs no edit of its own, and what an earlier step removed none later;
+- a stack that would lose every block is an error.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, TypeAlias
+
+from graphprune.errors import SelectionError
+from graphprune.prunepass import Edit, Skipped
+
+if TYPE_CHECKING:
+    from graphprune.architecture import Block
+    from graphprune.prunepass import PrunePass
+    from graphprune.survey import SurveyedFile
+
+_Target: TypeAlias = "tuple[int, str]"  # a step, and what it aims at: one decision for all copies
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What one pass said about one target in one file. `step` counts the recipe's passes from 0."""
+
+    file: str
+    step: int
+    name: str
+    answer: Edit | Skipped
+
+    @property
+    def target(self) -> _Target:
+        """The step and its target: the key that copies share."""
+        return self.step, self.answer.target
+
+    def skipped(self, reason: str) -> Outcome:
+        """The same target, left alone because of `reason`."""
+        return replace(self, answer=Skipped(self.answer.target, reason))
+
+
+def ask(passes: Iterable[PrunePass], files: Sequence[SurveyedFile]) -> tuple[Outcome, ...]:
+    """What every pass says about every file, settled. Raises `SelectionError`."""
+    answers = [
+        Outcome(file.name, step, one.name, answer)
+        for step, one in enumerate(passes)
+        for file in files
+        for answer in one.plan(file.architecture)
+    ]
+    outcomes = _without_repeats(_all_copies_or_none(answers, files), files)
+    _refuse_emptying(outcomes, files)
+    return outcomes
+
+
+def removed(outcomes: Iterable[Outcome]) -> tuple[Block, ...]:
+    """All blocks that are gone afterwards, copies included, each once."""
+    blocks = {
+        id(block): block
+        for outcome in outcomes
+        if isinstance(outcome.answer, Edit)
+        for block in outcome.answer.removes
+    }
+    return tuple(blocks.values())
+
+
+def edits_in_order(outcomes: Iterable[Outcome], files: Iterable[SurveyedFile]) -> list[Edit]:
+    """The edits as they are to be applied: those that rearrange a whole stack after those within it.
+
+    So a layer that runs twice runs twice as it was changed, whatever the order of the passes.
+    """
+    stacks = {stack.name for file in files for stack in file.architecture.stacks}
+    edits = [outcome.answer for outcome in outcomes if isinstance(outcome.answer, Edit)]
+    return sorted(edits, key=lambda edit: edit.target in stacks)
+
+
+def _all_copies_or_none(answers: list[Outcome], files: Sequence[SurveyedFile]) -> list[Outcome]:
+    """Take back the edits of targets that some file or copy does not go along with."""
+    by_target: dict[_Target, list[Outcome]] = defaultdict(list)
+    for answer in answers:
+        by_target[answer.target].append(answer)
+    reasons = {target: _left_behind(target[1], group, files) for target, group in by_target.items()}
+    return [
+        answer.skipped(reasons[answer.target])
+        if isinstance(answer.answer, Edit) and reasons[answer.target]
+        else answer
+        for answer in answers
+    ]
+
+
+def _left_behind(target: str, group: Sequence[Outcome], files: Sequence[SurveyedFile]) -> str:
+    """Why not all copies of `target` can change; empty where they can, or none was to."""
+    edited = {outcome.file for outcome in group if isinstance(outcome.answer, Edit)}
+    gone = {id(block) for block in removed(group)}
+    ids = {block.id for block in removed(group)}
+    for file in files if edited else ():
+        copies = [block for block in file.architecture.blocks if _about(target, block.id)]
+        if copies and file.name not in edited:
+            own = [o.answer.reason for o in group if o.file == file.name and isinstance(o.answer, Skipped)]
+            return f"its copy in {file.name} stays: {own[0] if own else 'the pass leaves it alone'}"
+        if any(block.id in ids and id(block) not in gone for block in file.architecture.blocks):
+            return f"another copy of it in {file.name} stays"
+    return ""
+
+
+def _about(target: str, block: str) -> bool:
+    """Whether a target (a stack, a layer, a block, or a part of one) and a block's id meet."""
+    return f"{target}.".startswith(f"{block}.") or f"{block}.".startswith(f"{target}.")
+
+
+def _without_repeats(answers: list[Outcome], files: Sequence[SurveyedFile]) -> tuple[Outcome, ...]:
+    """Take back every edit whose blocks all go by a larger edit, or by an equal one before it."""
+    removals: dict[int, list[tuple[int, int, Outcome]]] = defaultdict(list)
+    for order, outcome in enumerate(answers):
+        if isinstance(outcome.answer, Edit):
+            for block in outcome.answer.removes:
+                removals[id(block)].append((len(outcome.answer.removes), -order, outcome))
+    blocks = {file.name: tuple(file.architecture.blocks) for file in files}
+    return tuple(
+        _unless_repeated(outcome, order, removals, blocks[outcome.file])
+        for order, outcome in enumerate(answers)
+    )
+
+
+def _unless_repeated(
+    outcome: Outcome,
+    order: int,
+    removals: dict[int, list[tuple[int, int, Outcome]]],
+    blocks: Sequence[Block],
+) -> Outcome:
+    answer = outcome.answer
+    if isinstance(answer, Skipped):
+        return outcome
+    touched = answer.removes or [b for b in blocks if f"{answer.target}.".startswith(f"{b.id}.")]
+    rank = (len(answer.removes), -order)
+    stronger = [max((r for r in removals[id(b)] if r[:2] > rank), default=None, key=_rank) for b in touched]
+    if not stronger or None in stronger:
+        return outcome
+    return outcome.skipped(f"removed by {' and '.join(sorted({s[2].name for s in stronger if s}))}")
+
+
+def _rank(removal: tuple[int, int, Outcome]) -> tuple[int, int]:
+    return removal[:2]
+
+
+def _refuse_emptying(outcomes: Iterable[Outcome], files: Sequence[SurveyedFile]) -> None:
+    gone = {id(block) for block in removed(outcomes)}
+    for file in files:
+        for stack in file.architecture.stacks:
+            if stack.layers and gone and all(id(block) in gone for block in stack.blocks):
+                last = len(stack.layers) - 1
+                raise SelectionError(
+                    f"{file.name}: this would take every block of {stack.name} (layers 0-{last}): "
+                    "leave at least one"
+                )

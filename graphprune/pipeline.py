@@ -1,0 +1,173 @@
+"""From a recipe to a pruned bundle: plan (nothing changes), apply (on a clone), save and check.
+
+Every pass is asked about the *original* model, so that numbers mean the same in all steps of
+a recipe; `outcomes.py` settles their answers against each other.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from graphprune import recipe as recipes
+from graphprune.configs import follow, follow_genai, what_is_kept
+from graphprune.errors import EditError, SelectionError
+from graphprune.macs import Macs
+from graphprune.outcomes import Outcome, ask, edits_in_order, removed
+from graphprune.prunepass import Edit, Skipped
+from graphprune.sizes import Sizes, measure
+from graphprune.survey import SurveyedFile, distinct_stacks, inspect
+
+if TYPE_CHECKING:
+    from graphprune.architecture import Block
+    from graphprune.bundle import Bundle, ModelFile
+    from graphprune.recipe import IrStep, Recipe
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """What a recipe would do to a bundle, and if not, why. Making one changes nothing."""
+
+    bundle: Bundle
+    recipe: Recipe
+    files: tuple[SurveyedFile, ...]
+    outcomes: tuple[Outcome, ...]
+
+    @property
+    def edits(self) -> tuple[Outcome, ...]:
+        """The outcomes that change something."""
+        return tuple(outcome for outcome in self.outcomes if isinstance(outcome.answer, Edit))
+
+    @cached_property
+    def removed(self) -> tuple[Block, ...]:
+        """The blocks that would be gone, copies included."""
+        return removed(self.outcomes)
+
+    @cached_property
+    def before(self) -> Sizes:
+        """The sizes of the bundle as it is, all files together."""
+        return _sizes(self.bundle, self.files, ())
+
+    def require_change(self) -> None:
+        """Raise `SelectionError` where nothing at all would change, with the reasons."""
+        if not (self.edits or self.recipe.before or self.recipe.after):
+            answers = [outcome.answer for outcome in self.outcomes]
+            reasons = [f"{one.target}: {one.reason}" for one in answers if isinstance(one, Skipped)]
+            what = "; ".join(reasons[:3]) or "no pass was asked for"
+            raise SelectionError(f"nothing would change: {what}")
+
+    def apply(self) -> Bundle:
+        """A pruned clone of the bundle; the bundle itself stays as it is, weights are shared.
+
+        Raises `EditError` where an edit turns out to be impossible.
+        """
+        from graphprune import surgery
+
+        bundle = _ir_steps(self.bundle.clone(), self.recipe.before)
+        files = inspect(bundle)
+        for edit in edits_in_order(ask(self.recipe.passes, files), files):
+            edit.apply()
+        for file in bundle.files:
+            surgery.sweep(file.model)
+        return replace(_ir_steps(bundle, self.recipe.after), configs=self._configs())
+
+    def _configs(self) -> dict[str, dict[str, Any]]:
+        """The configs of the bundle, with the layers that are left."""
+        gone = {id(block) for block in self.removed}
+        kept = [what_is_kept(stack, gone) for stack in distinct_stacks(self.files)]
+        writers = {"genai_config.json": follow_genai}
+        return {name: writers.get(name, follow)(c, kept) for name, c in self.bundle.configs.items()}
+
+
+@dataclass(frozen=True, eq=False)
+class Pruned:
+    """A pruned bundle, not saved yet, and the plan that it came from."""
+
+    bundle: Bundle
+    plan: Plan
+
+    @cached_property
+    def after(self) -> Sizes:
+        """The sizes of all files together; `plan.before` has what they were."""
+        stacks = {stack.name for stack in distinct_stacks(self.plan.files)}
+        if any(outcome.answer.target in stacks for outcome in self.plan.edits):  # rearranged: read anew
+            return _sizes(self.bundle, inspect(self.bundle), ())
+        return _sizes(self.bundle, self.plan.files, self.plan.removed)
+
+    def save(
+        self,
+        out: str | Path,
+        *,
+        run: bool = True,
+        overwrite: bool = False,
+        external: Literal["auto", "always", "never"] = "auto",
+    ) -> Path:
+        """Write and check it, all or nothing; `run=False` leaves out the check that runs the model.
+
+        Raises `SaveError` and `CheckError`; nothing is left at `out` then that was not there before.
+        """
+
+        def check(file: ModelFile, path: Path) -> None:
+            from graphprune.check import check_model
+
+            graph = file.model.graph
+            check_model(
+                path,
+                expected_inputs=[value.name or "" for value in graph.inputs],
+                expected_outputs=[value.name or "" for value in graph.outputs],
+                run=run,
+                source=file.path,
+                name=file.name,
+            )
+
+        provenance = {"recipe": json.dumps(self.plan.recipe.to_json())}
+        return self.bundle.save(
+            out, external=external, overwrite=overwrite, provenance=provenance, check=check
+        )
+
+
+def plan(bundle: Bundle, recipe: Recipe) -> Plan:
+    """What `recipe` would do to `bundle`: every pass is asked, nothing is changed.
+
+    Raises `SelectionError` where a selection names what does not exist, or would empty a stack.
+    """
+    read = _ir_steps(bundle.clone(), recipe.before) if recipe.before else bundle
+    files = inspect(read)
+    return Plan(bundle, recipe, files, ask(recipe.passes, files))
+
+
+def prune(bundle: Bundle, *, recipe: Recipe | str | Path | None = None, **options: object) -> Pruned:
+    """Prune by a recipe (an object or a file's path), by passes given as keywords, or by both in this order.
+
+    `prune(bundle, drop_ffn=[3, 5], drop_layers={"layers": "last:1"})`: each keyword is a pass,
+    its value the pass's first option or a mapping of options. Raises `RecipeError`,
+    `SelectionError` (also where nothing at all would change), `EditError`.
+    """
+    given = recipes.load(recipe) if isinstance(recipe, (str, Path)) else recipe or recipes.Recipe()
+    planned = plan(bundle, given + recipes.from_options(options))
+    planned.require_change()
+    return Pruned(planned.apply(), planned)
+
+
+def _ir_steps(bundle: Bundle, steps: Iterable[IrStep]) -> Bundle:
+    """`bundle` after onnx_ir passes over each of its models, which they may change in place."""
+    for step in steps:
+        one = step.build()
+        try:
+            files = tuple(replace(file, model=one(file.model).model) for file in bundle.files)
+        except Exception as error:  # these passes are other people's, and raise what they like
+            raise EditError(f"ir_pass {step.path}: {type(error).__name__}: {error}") from error
+        bundle = replace(bundle, files=files)
+    return bundle
+
+
+def _sizes(bundle: Bundle, files: Iterable[SurveyedFile], without: Iterable[Block]) -> Sizes:
+    """The sizes of a bundle's files; the blocks do their MACs, copies of a stack once."""
+    gone = {id(block) for block in without}
+    blocks = (one for stack in distinct_stacks(files) for one in stack.blocks if id(one) not in gone)
+    macs = sum((block.macs for block in blocks), Macs())
+    return sum((measure(file.model) for file in bundle.files), Sizes(macs=macs))

@@ -1,0 +1,162 @@
+"""Passes' answers, settled: with passes that drop what they are told, on architectures built by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from graphprune.architecture import Architecture, BlockKind
+from graphprune.errors import SelectionError
+from graphprune.outcomes import Outcome, ask, removed
+from graphprune.prunepass import Edit, Skipped
+from graphprune.selection import select_blocks, select_layers
+from graphprune.survey import SurveyedFile
+from tests.tiny import architecture
+
+
+def nothing() -> None:
+    raise AssertionError("planning applies nothing")
+
+
+@dataclass(frozen=True)
+class DropKind:
+    blocks: str
+    kind: BlockKind = "ffn"
+    name: ClassVar[str] = "drop_kind"
+    refuse: Callable[[Architecture, str], str] = field(default=lambda architecture, block: "")
+
+    def plan(self, architecture: Architecture) -> Iterator[Edit | Skipped]:
+        for block in select_blocks(architecture, self.blocks, [self.kind]):
+            reason = self.refuse(architecture, block.id)
+            yield Skipped(block.id, reason) if reason else Edit(block.id, "gone", nothing, (block,))
+
+
+@dataclass(frozen=True)
+class DropLayers:
+    layers: str
+    name: ClassVar[str] = "drop_layers"
+
+    def plan(self, architecture: Architecture) -> Iterator[Edit | Skipped]:
+        for stack, layer in select_layers(architecture, self.layers):
+            yield Edit(f"{stack.name}.{layer.index}", "gone", nothing, layer.blocks)
+
+
+@dataclass(frozen=True)
+class Retouch:
+    """Changes a part of a block, and removes none."""
+
+    blocks: str
+    name: ClassVar[str] = "retouch"
+
+    def plan(self, architecture: Architecture) -> Iterator[Edit | Skipped]:
+        for block in select_blocks(architecture, self.blocks, ["ffn"]):
+            yield Edit(f"{block.id}.up", "retouched", nothing)
+
+
+BERT = [("encoder", [["attention", "ffn"]] * 4)]
+DECODER = [("decoder", [["attention", "ffn"]] * 3)]
+
+
+def files(*stacks: Sequence[tuple[str, Sequence[Sequence[BlockKind]]]]) -> list[SurveyedFile]:
+    read = [architecture(one) for one in stacks]
+    numbering = tuple(stack for one in read for stack in one.stacks)
+    return [SurveyedFile(f"{i}.onnx", replace(one, numbering=numbering)) for i, one in enumerate(read)]
+
+
+def told(outcomes: Sequence[Outcome]) -> list[tuple[str, str, str]]:
+    """(pass, target, the reason or nothing)."""
+    return [
+        (one.name, one.answer.target, one.answer.reason if isinstance(one.answer, Skipped) else "")
+        for one in outcomes
+    ]
+
+
+def test_edits_of_different_blocks_all_stand() -> None:
+    outcomes = ask([DropKind("1"), DropKind("1", "attention"), DropLayers("3")], files(BERT))
+    assert [reason for _, _, reason in told(outcomes)] == ["", "", ""]
+    assert sorted(block.id for block in removed(outcomes)) == [
+        "encoder.1.attention",
+        "encoder.1.ffn",
+        "encoder.3.attention",
+        "encoder.3.ffn",
+    ]
+
+
+def test_what_an_earlier_step_removes_a_later_one_does_not() -> None:
+    assert told(ask([DropKind("1"), DropKind("1-2")], files(BERT))) == [
+        ("drop_kind", "encoder.1.ffn", ""),
+        ("drop_kind", "encoder.1.ffn", "removed by drop_kind"),
+        ("drop_kind", "encoder.2.ffn", ""),
+    ]
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_what_a_larger_edit_removes_needs_none_of_its_own(first: bool) -> None:
+    passes = [DropLayers("1"), DropKind("1"), Retouch("1")]
+    told_ = {name: reason for name, _, reason in told(ask(passes if first else passes[::-1], files(BERT)))}
+    assert told_ == {
+        "drop_layers": "",
+        "drop_kind": "removed by drop_layers",
+        "retouch": "removed by drop_layers",
+    }
+
+
+def test_copies_in_one_file_go_together() -> None:
+    merged = files(DECODER + DECODER)
+    assert [reason for _, _, reason in told(ask([DropKind("1")], merged))] == ["", ""]
+    seen: list[str] = []
+
+    def once(architecture: Architecture, block: str) -> str:
+        seen.append(block)
+        return "" if len(seen) == 1 else "it is odd"
+
+    assert [reason for _, _, reason in told(ask([DropKind("1", refuse=once)], merged))] == [
+        "another copy of it in 0.onnx stays",
+        "it is odd",
+    ]
+
+
+def test_copies_in_several_files_go_together() -> None:
+    bundle = files(BERT, DECODER, DECODER)
+    assert told(ask([DropKind("4")], bundle)) == [("drop_kind", "decoder.0.ffn", "")] * 2
+    last = bundle[-1].architecture
+
+    def not_in_last(architecture: Architecture, block: str) -> str:
+        return "it is odd" if architecture is last else ""
+
+    assert told(ask([DropKind("3-4", refuse=not_in_last)], bundle)) == [
+        ("drop_kind", "encoder.3.ffn", ""),
+        ("drop_kind", "decoder.0.ffn", "its copy in 2.onnx stays: it is odd"),
+        ("drop_kind", "decoder.0.ffn", "it is odd"),
+    ]
+
+
+def test_a_stack_keeps_a_block() -> None:
+    with pytest.raises(
+        SelectionError, match=r"0\.onnx: this would take every block of encoder \(layers 0-3\)"
+    ):
+        ask([DropLayers("all")], files(BERT))
+    with pytest.raises(SelectionError, match="every block of encoder"):
+        ask([DropKind("all"), DropKind("all", "attention")], files(BERT, DECODER))
+    assert ask([DropKind("all")], files(BERT))
+
+
+@given(st.lists(st.tuples(st.sampled_from(["ffn", "attention", "layer"]), st.integers(0, 3)), min_size=1))
+def test_no_block_is_removed_twice_and_all_asked_for_are(asked: list[tuple[str, int]]) -> None:
+    passes = [DropLayers(str(i)) if what == "layer" else DropKind(str(i), what) for what, i in asked]
+    kinds = {"layer": {"attention", "ffn"}}
+    expected = {f"encoder.{i}.{kind}" for what, i in asked for kind in kinds.get(what, {what})}
+    if len(expected) == 8:
+        with pytest.raises(SelectionError):
+            ask(passes, files(BERT))
+        return
+    outcomes = ask(passes, files(BERT))
+    edits = [one.answer for one in outcomes if isinstance(one.answer, Edit)]
+    gone = [block.id for edit in edits for block in edit.removes]
+    assert len(outcomes) == len(asked)
+    assert sorted(gone) == sorted(expected)
