@@ -38,8 +38,11 @@ test: $(READY)
 	OMP_NUM_THREADS=1 $(PYTEST)
 
 bench: $(READY)
-	$(BIN)/python tools/compare_peers.py
-	$(BIN)/python tools/bench_bigfile.py
+	$(BIN)/python -m tools.bench_startup
+	$(BIN)/python -m tools.bench_recover
+	$(BIN)/python -m tools.bench_latency
+	$(BIN)/python -m tools.bench_bigfile
+	$(BIN)/python -m tools.compare_peers
 
 setup: $(READY)
 

@@ -57,6 +57,7 @@ def _permutation(stack: Stack, items: list[str]) -> list[int]:
     if sorted(items) != sorted(map(str, range(count))):
         given = ",".join(items)
         raise SelectionError(
-            f"reorder_layers: '{given}' is no order of the layers of '{stack.name}': it has 0 to {count - 1}, each once"
+            f"reorder_layers: '{given}' is no order of the layers of '{stack.name}': "
+            f"name each of 0 to {count - 1} once"
         )
     return [int(item) for item in items]

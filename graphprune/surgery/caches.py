@@ -93,7 +93,7 @@ def _owner(within: ir.Graph, graph: ir.Graph) -> ir.Node | None:
 
 
 def _drop_node_output(node: ir.Node, position: int) -> None:
-    """Take one output off an If: the later ones move up, with their readers and their place in the signature."""
+    """Take one output off an If: the later ones move up, in the signature too."""
     gone = node.outputs[position]
     graph = node.graph
     assert isinstance(graph, ir.Graph)

@@ -9,7 +9,6 @@ import onnx_ir as ir
 from graphprune.architecture import Block, BlockKind, Stack
 from graphprune.surgery.caches import remove_caches
 from graphprune.surgery.sums import bypass_norm, drop_branch
-from graphprune.surgery.values import detached
 
 ATTENTIONS = {"attention", "cross_attention"}
 
@@ -34,5 +33,5 @@ def drop_block(
         remove_caches(block, stack, model)
     if norm and block.placement == "post":
         for one in block.norms:
-            if one.role == "post" and not detached(one.nodes[-1]):
+            if one.role == "post":
                 bypass_norm(one)

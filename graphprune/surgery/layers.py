@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import onnx_ir as ir
 
@@ -52,23 +53,34 @@ def arrange_layers(stack: Stack, order: Sequence[int]) -> None:
     try:
         stack.graph.sort()
     except ValueError as error:
-        message = f"the layers of '{stack.name}' cannot run in this order: one of them computes what an earlier one reads"
-        raise EditError(message) from error
+        raise EditError(
+            f"the layers of '{stack.name}' cannot run in this order: one computes what an earlier one reads"
+        ) from error
 
 
 def _segments(stack: Stack) -> tuple[list[_Segment], ir.Value, ir.Value]:
     """The layers as runs of nodes between values of the stream; fused joins are taken apart for it."""
-    start = current(next(stack.blocks).stream_in)
-    boundaries = [start]
-    for layer in stack.layers:
-        boundaries.append(_output(layer))
-    start = boundaries[0] = current(start)
+    boundaries = [_start(stack), *(_output(layer) for layer in stack.layers)]
     values = [current(value) for value in boundaries]
+    start = values[0]
     inner = (current(block.stream_in) for block in stack.blocks)
     for value in (*values[1:], *(value for value in inner if not _changes_layout(value))):
         _read_shape_of(start, value)
-    segments = [_segment(a, b) for a, b in zip(values, values[1:], strict=False)]
+    segments = [_segment(a, b) for a, b in pairwise(values)]
     return segments, start, values[-1]
+
+
+def _start(stack: Stack) -> ir.Value:
+    """What the first layer reads. Where its norm is fused with the sum of the embeddings, they are taken apart."""
+    start = current(next(stack.blocks).stream_in)
+    node = start.producer()
+    if node is not None and node.op_type in SKIP_NORMS and start is not node.outputs[0]:
+        split_join(node)
+    elif node is not None and node.op_type == "EmbedLayerNormalization" and start is not node.outputs[0]:
+        raise EditError(
+            f"the first norm of '{stack.name}' is fused into node '{node.name}' with the embeddings, and cannot move"
+        )
+    return current(start)
 
 
 def _changes_layout(value: ir.Value) -> bool:
@@ -94,7 +106,7 @@ def _output(layer: Layer) -> ir.Value:
 
 
 def _settled(value: ir.Value) -> ir.Value:
-    """The same stream as the next layer gets it: in its layout, where the end of a layer only changes that."""
+    """The same stream as the next layer gets it: changes of layout at a layer's end are its own."""
     while True:
         readers = [use.node for use in value.uses() if use.node.op_type not in SHAPE_OPS]
         if len(readers) != 1 or readers[0].op_type not in ALIASES or value.is_graph_output():

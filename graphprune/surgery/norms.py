@@ -62,5 +62,6 @@ def _decomposed_norm(
 
 
 def epsilon_of(node: ir.Node) -> float:
+    """The ε of a norm, which by default is 1e-5."""
     attribute = node.attributes.get("epsilon")
     return 1e-5 if attribute is None else attribute.as_float()

@@ -9,7 +9,8 @@ import onnx_ir as ir
 Axis = tuple[ir.Value, int]
 # Ops whose output has the shape of their operands, broadcast.
 ELEMENTWISE = {
-    "Identity", "Cast", "Dropout", "Relu", "Gelu", "FastGelu", "BiasGelu", "QuickGelu", "Erf", "Tanh", "Sigmoid",
+    "Identity", "Cast", "Dropout", "Relu", "Gelu", "FastGelu", "BiasGelu", "QuickGelu", "Erf", "Tanh",
+    "Sigmoid",
     "Softmax", "LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization", "QuantizeLinear",
     "DequantizeLinear", "Neg", "Sqrt", "Exp", "Clip", "Add", "Mul", "Sub", "Div", "Pow", "Where",
     "RotaryEmbedding", "BatchNormalization",

@@ -84,7 +84,7 @@ def sort(graph: ir.Graph) -> None:
     try:
         graph.sort()
     except ValueError as error:
-        raise EditError(f"graph '{graph.name}': a node would have to read what is computed from it") from error
+        raise EditError(f"graph '{graph.name}': a node would read what is computed from it") from error
 
 
 def remove_unread(node: ir.Node) -> None:
