@@ -161,7 +161,11 @@ def _runnable(name: str, path: Path, source: Path | None) -> Iterator[tuple[int,
 
 def _runs_neither(source: Path | None, shape: tuple[int, int, int]) -> bool:
     with _rewritten(source) as unpruned:
-        return unpruned is not None and _run_error(_session(unpruned, light=False), shape) is not None
+        if unpruned is None:
+            return False
+        if _load_error(unpruned, light=False) is not None:
+            return True
+        return _run_error(_session(unpruned, light=False), shape) is not None
 
 
 def _run_error(session: ort.InferenceSession, shape: tuple[int, int, int]) -> str | None:

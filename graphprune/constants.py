@@ -70,7 +70,10 @@ def _transposed(node: ir.Node, shape: tuple[int, ...] | None) -> tuple[int, ...]
     if shape is None:
         return None
     order = node.attributes.get("perm")
-    return tuple(shape[axis] for axis in order.as_ints()) if order is not None else shape[::-1]
+    if order is None:
+        return shape[::-1]
+    axes = order.as_ints()
+    return tuple(shape[axis] for axis in axes) if sorted(axes) == list(range(len(shape))) else None
 
 
 def origins(value: ir.Value, reach: int = REACH) -> Iterator[tuple[ir.Value, bool]]:

@@ -71,14 +71,14 @@ def _segments(stack: Stack) -> tuple[list[_Segment], ir.Value, ir.Value]:
 
 
 def _start(stack: Stack) -> ir.Value:
-    """What the first layer reads. Where its norm is fused with the sum of the embeddings, they are taken apart."""
+    """What the first layer reads; where its norm is fused with the sum of the embeddings, they part."""
     start = current(next(stack.blocks).stream_in)
     node = start.producer()
     if node is not None and node.op_type in SKIP_NORMS and start is not node.outputs[0]:
         split_join(node)
     elif node is not None and node.op_type == "EmbedLayerNormalization" and start is not node.outputs[0]:
         raise EditError(
-            f"the first norm of '{stack.name}' is fused into node '{node.name}' with the embeddings, and cannot move"
+            f"the first norm of '{stack.name}' is fused into node '{node.name}' with the embeddings"
         )
     return current(start)
 
@@ -158,6 +158,8 @@ def _move_output(old: ir.Value, new: ir.Value) -> None:
 
 def _copy(segment: _Segment, graph: ir.Graph) -> _Segment:
     """The same nodes again, over the same initializers."""
+    if not segment.nodes:
+        return segment
     values: dict[ir.Value, ir.Value] = {}
     nodes: dict[ir.Node, ir.Node] = {}
     for node in segment.nodes:
