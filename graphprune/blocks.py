@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import onnx_ir as ir
 
@@ -44,15 +45,17 @@ class RawBlock:
         """Where the block's norms sit.
 
         A norm after the join is the block's own (post-norm) if the next block's stream comes
-        out of it; after the last block it may as well be the stack's final norm, and is where
-        that block, or another one of its stack, has norms inside of its branch. A norm on what
+        out of it; after the last block it may as well be the stack's final norm, and is where no
+        block before it has such a norm, or any of the stack has norms inside of its branch. A norm on what
         the branch puts out makes a sandwich, also without one on its other side (OLMo 2); in a
         convolutional block it belongs to the convolution.
         """
         roles = {role for role, _ in self.norms}
         if self.norm_after is not None:
             inside = {"pre", "branch_post"}
-            if following is not None or not any(inside & {r for r, _ in block.norms} for block in chain):
+            normed = any(inside & {r for r, _ in block.norms} for block in chain)
+            others = [a._feeds(b) for a, b in pairwise(chain)]
+            if following is not None or (not normed and (any(others) or not others)):
                 return "post"
         if "branch_post" in roles and self.kind != "conv":
             return "sandwich"

@@ -82,7 +82,7 @@ class Oracle:
         """Take β of a block's norm away."""
         where, block = self._block(stack, layer, kind)
         bias = self._module(where, block.norm).bias
-        self._change(where, block.norm, lambda _, out: out - bias)
+        self._change(where, block.norm, partial(_less, bias))
 
     def drop_activation(self, stack: str, layer: int) -> None:
         """Make the activation of the FFN the identity: a linear FFN, or a bilinear one where it is gated."""

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 import onnx_ir as ir
 
 from graphprune.architecture import Layer, Stack
-from graphprune.dataflow import ALIASES, SHAPE_OPS, SKIP_NORMS, has_subgraph
+from graphprune.dataflow import ALIASES, SHAPE_OPS, SKIP_NORMS, captured_values, has_subgraph
 from graphprune.errors import EditError
 from graphprune.surgery.sizes import release_shapes
 from graphprune.surgery.sums import split_join
@@ -120,6 +120,11 @@ def _segment(begin: ir.Value, end: ir.Value) -> _Segment:
     leads: dict[ir.Value, bool] = {begin: True}
     if begin is not end:
         _descends(end, leads, nodes)
+    for node in nodes:
+        if has_subgraph(node) and begin in captured_values(node):
+            raise EditError(
+                f"a subgraph of node '{node.name}' ({node.op_type}) reads the stream: it cannot move"
+            )
     entries = [(use.node, use.idx) for use in begin.uses() if use.node in nodes]
     return _Segment(tuple(nodes), tuple(entries), end)
 
@@ -131,7 +136,7 @@ def _descends(value: ir.Value, leads: dict[ir.Value, bool], nodes: dict[ir.Node,
         item, done = stack.pop()
         node = item.producer()
         if done and node is not None:
-            inputs = [v for v in node.inputs if v is not None and node.op_type not in SHAPE_OPS]
+            inputs = () if node.op_type in SHAPE_OPS else _read(node)
             leads[item] = any(leads.get(v, False) for v in inputs)
             if leads[item]:
                 nodes[node] = None
@@ -139,7 +144,14 @@ def _descends(value: ir.Value, leads: dict[ir.Value, bool], nodes: dict[ir.Node,
             leads[item] = False
             if node is not None:
                 stack.append((item, True))
-                stack.extend((v, False) for v in node.inputs if v is not None and v not in leads)
+                stack.extend((v, False) for v in _read(node) if v not in leads)
+
+
+def _read(node: ir.Node) -> Iterator[ir.Value]:
+    """What a node reads, its subgraphs included."""
+    yield from (value for value in node.inputs if value is not None)
+    if has_subgraph(node):
+        yield from captured_values(node)
 
 
 def _outside_readers(end: ir.Value, segments: Sequence[_Segment]) -> list[tuple[ir.Node, int]]:
@@ -164,7 +176,7 @@ def _copy(segment: _Segment, graph: ir.Graph) -> _Segment:
     nodes: dict[ir.Node, ir.Node] = {}
     for node in segment.nodes:
         if has_subgraph(node):
-            raise EditError(f"node '{node.name}' ({node.op_type}) holds a subgraph and cannot be run twice")
+            raise EditError(f"node '{node.name}' ({node.op_type}) holds a subgraph and cannot run twice")
         new = ir.Node(
             node.domain, node.op_type, [values.get(v, v) if v is not None else None for v in node.inputs],
             list(node.attributes.values()), num_outputs=len(node.outputs), version=node.version,

@@ -101,9 +101,13 @@ def test_a_size_is_read_off_the_stream_instead() -> None:
     dims = Shape (a_tr) length = Gather (dims, two_i) row = Unsqueeze (length, zero_i)
     ones = Expand (one, row)
     """
-    body = f"{attention('x', 'a')} {size} h = Add (x, a) w = Add (h, zero) {ffn('w', 'f')} o = Add (w, f) y = Add (o, zero)"
+    body = f"""
+    {attention("x", "a")} {size} h = Add (x, a) w = Add (h, zero)
+    {ffn("w", "f")} o = Add (w, f) y = Add (o, zero)
+    """
     constants = {
-        "heads": np.int64([0, -1, 2, 4]), "two_i": np.int64(2), "zero_i": np.int64([0]), "zero": np.float32(0),
+        "heads": np.int64([0, -1, 2, 4]), "two_i": np.int64(2), "zero_i": np.int64([0]),
+        "zero": np.float32(0),
     }  # fmt: skip
     model = written(body, constants=constants, outputs=f"{STREAM} y, float[n] ones")
     block = next(b for b in recover(model).blocks if b.kind == "attention")

