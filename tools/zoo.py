@@ -11,6 +11,7 @@ libraries. Nothing is downloaded.
 from __future__ import annotations
 
 import argparse
+import gc
 import hashlib
 import json
 import os
@@ -189,14 +190,15 @@ def _built(folder: Path, write: Callable[[Path], None]) -> Path:
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".building-") as building:
             target = Path(building) / folder.name
             target.mkdir()
-            try:
-                with quiet():
+            with quiet():
+                try:
                     write(target)
-            except Exception as error:
-                shutil.rmtree(target)
-                target.mkdir()
-                reason = f"{type(error).__name__}: {str(error).strip()[:600]}"
-                (target / REFUSAL).write_text(reason, encoding="utf-8")
+                except Exception as error:
+                    shutil.rmtree(target)
+                    target.mkdir()
+                    reason = f"{type(error).__name__}: {str(error).strip()[:600]}"
+                    (target / REFUSAL).write_text(reason, encoding="utf-8")
+                gc.collect()  # tools leave temporary folders behind, and warn of them when these go
             _move(target, folder)
     refusal = folder / REFUSAL
     if refusal.exists():
