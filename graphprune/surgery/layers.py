@@ -96,9 +96,9 @@ def _read_shape_of(start: ir.Value, value: ir.Value) -> None:
 
 
 def _output(layer: Layer) -> ir.Value:
-    """What a layer passes on. A join that is fused with the next layer's norm is taken apart."""
-    result = layer.blocks[-1].stream_out
+    """What a layer passes on. Joins that are fused with the next block's norm are taken apart."""
     for block in layer.blocks:
+        result = block.stream_out
         if block.join.op_type in SKIP_NORMS and not detached(block.join):
             add, normed = split_join(block.join)
             result = normed if block.placement == "post" else add.outputs[0]

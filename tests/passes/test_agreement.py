@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from graphprune.errors import EditError
 from tests.passes.agreement import TOLERANCE, Job, Subject
 from tools.zoo import Entry, NotExportableError, entries
 
@@ -21,6 +22,7 @@ MIXED = 2  # recipes of several passes a stack
 DIALECTS = ("exported", "ort-extended", "ort-all", "fused", "onnxslim")
 # Why a pass may leave alone what torch could change: the file does not hold it.
 CACHED = "has a KV cache, and each further run would need its own"
+NOT_TWICE = "holds a subgraph and cannot run twice"  # DeBERTa chooses position tables by an If
 FROM_CACHE = {"it has no bias of k", "it has no bias of v"}  # cross-attention, once its keys are cached
 
 
@@ -63,7 +65,12 @@ def test_passes_agree_with_torch(entry: Entry, file: str, dialect: str, tmp_path
 
 
 def problems(given: Subject, job: Job, folder: Path, dialect: str) -> Iterator[str]:
-    found = given.compare(job, folder)
+    try:
+        found = given.compare(job, folder)
+    except EditError as error:
+        if NOT_TWICE not in str(error):
+            yield str(error)
+        return
     if not found.worst <= TOLERANCE:
         yield f"off by {found.worst:.2g}, having moved the output by {found.moved:.2g}"
     if dialect == "exported":

@@ -5,7 +5,7 @@ import pytest
 
 from graphprune.errors import EditError, SelectionError
 from graphprune.passes.reorder_layers import ReorderLayers
-from tests.graphs import STREAM, ffn, norm, written
+from tests.graphs import STREAM, attention, ffn, norm, written
 from tests.passes.written import answers, pruned, text
 
 
@@ -47,6 +47,26 @@ def test_fused_joins_are_taken_apart() -> None:
     after = plain("x", "q") + "s = Add (x, qf)" + plain("s", "p") + "t = Add (s, pf)"
     model = pruned(body, ReorderLayers("2,1,0"))
     assert text(model) == text(written(after + ffn("t", "f") + "y = Add (t, f)"))
+
+
+def test_a_layer_whose_first_join_alone_is_fused_goes_whole() -> None:
+    def layer(stream: str, out: str) -> str:
+        return f"""
+        {attention(stream, f"{out}a")}
+        {out}m, {out}0, {out}1, {out}h =
+            com.microsoft.SkipLayerNormalization <epsilon = 0.00001> ({stream}, {out}a, {out}_8)
+        {ffn(f"{out}m", f"{out}f")} {out} = Add ({out}h, {out}f)
+        """
+
+    def plain(stream: str, out: str) -> str:
+        return f"""
+        {attention(stream, f"{out}a")} {out}h = Add ({stream}, {out}a)
+        {out}m = LayerNormalization <axis = -1, epsilon = 0.00001> ({out}h, {out}_8)
+        {ffn(f"{out}m", f"{out}f")} {out} = Add ({out}h, {out}f)
+        """
+
+    model = pruned(layer("x", "p") + layer("p", "q") + "y = Neg (q)", ReorderLayers("1,0"))
+    assert text(model) == text(written(plain("x", "q") + plain("q", "p") + "y = Neg (p)"))
 
 
 def test_what_it_says() -> None:
