@@ -123,6 +123,9 @@ class Oracle:
             for count in LAYER_COUNTS:
                 if hasattr(config, count):
                     setattr(config, count, len(layers))
+            kinds = getattr(config, "layer_types", None)  # full or sliding attention
+            if kinds and max(layers) < len(kinds) != len(layers):
+                config.layer_types = [kinds[layer] for layer in layers]
 
     # -- running -------------------------------------------------------------------------------
 

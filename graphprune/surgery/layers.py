@@ -37,6 +37,7 @@ def arrange_layers(stack: Stack, order: Sequence[int]) -> None:
     for block in stack.blocks:
         release_shapes(block.nodes, block)
     segments, start, end = _segments(stack)
+    _require_layouts(stack, segments, order)
     readers = _outside_readers(end, segments)
     stream = start
     seen: set[int] = set()
@@ -56,6 +57,20 @@ def arrange_layers(stack: Stack, order: Sequence[int]) -> None:
         raise EditError(
             f"the layers of '{stack.name}' cannot run in this order: one computes what an earlier one reads"
         ) from error
+
+
+def _require_layouts(stack: Stack, segments: Sequence[_Segment], order: Sequence[int]) -> None:
+    """Exporters may leave the last result with its axes turned; that layer has to stay the last then."""
+    last = len(segments) - 1
+    turned = {_is_turned(segment.output) for segment in (segments[0], segments[last])}
+    if len(turned) > 1 and (last in order[:-1] or last != order[-1]):
+        name = f"layer {last} of '{stack.name}'"
+        raise EditError(f"{name} puts out other axes first: it can only run last, and once")
+
+
+def _is_turned(value: ir.Value) -> bool:
+    producer = value.producer()
+    return producer is not None and producer.op_type == "Transpose"
 
 
 def _segments(stack: Stack) -> tuple[list[_Segment], ir.Value, ir.Value]:

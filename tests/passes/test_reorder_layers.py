@@ -112,3 +112,20 @@ def test_a_layer_that_reads_an_earlier_one_cannot_come_before_it() -> None:
             body, ReorderLayers("1,0"), inputs=f"{STREAM} x, {cache} past0, {cache} past1",
             outputs=f"{STREAM} y, {cache} present0, {cache} present1", constants={"one_axis": np.int64(1)},
         )  # fmt: skip
+
+
+def test_a_last_layer_in_another_layout_stays_the_last() -> None:
+    """As in SqueezeBERT: channels come first between layers, and last in the model's output."""
+
+    def turned(stream: str, out: str) -> str:
+        return f"""
+        {out}t = Transpose <perm = [0, 2, 1]> ({stream}) {ffn(f"{out}t", f"{out}f")}
+        {out}s = Add ({out}t, {out}f) {norm(f"{out}s", f"{out}l")}
+        """
+
+    back = "{0} = Transpose <perm = [0, 2, 1]> ({0}l)"
+    body = turned("c", "p") + back.format("p") + turned("p", "q") + back.format("q") + turned("q", "r")
+    body = "c = Transpose <perm = [0, 2, 1]> (x)" + body.replace("rl = ", "y = ")
+    with pytest.raises(EditError, match="layer 2 of 'encoder' puts out other axes first"):
+        pruned(body, ReorderLayers("2,1,0"))
+    pruned(body, ReorderLayers("1,0,2"))
