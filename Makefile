@@ -2,6 +2,7 @@
 # make test   lint, types, tests
 # make matrix every family, exporter and optimizer (an hour or more where nothing is cached)
 # make bench  remake the tables in docs/benchmarks
+# make models train the demo models in models/ again (DATA=folder of tinyshakespeare.txt)
 #
 # Each sets up .venv by itself with the versions in constraints.txt; all it needs is Python 3.10
 # or newer and make. On Linux the registry's torch brings CUDA along; to save 2 GB, let
@@ -19,7 +20,7 @@ MINILM = $(shell $(BIN)/python -c "import importlib.util as u; print(u.find_spec
 
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto
 
-.PHONY: demo test matrix bench setup constraints clean
+.PHONY: demo test matrix bench models setup constraints clean
 
 demo: $(READY)
 	rm -rf demo
@@ -42,8 +43,16 @@ bench: $(READY)
 	$(BIN)/python -m tools.bench_startup
 	$(BIN)/python -m tools.bench_recover
 	$(BIN)/python -m tools.bench_latency
+	$(BIN)/python -m tools.bench_generate
 	$(BIN)/python -m tools.bench_bigfile
 	$(BIN)/python -m tools.compare_peers
+
+DATA := ../shared/data
+
+models: $(READY)
+	$(BIN)/python -m models.train_decoder llama-shakespeare --data $(DATA)
+	$(BIN)/python -m models.train_decoder gpt2-shakespeare --data $(DATA)
+	$(BIN)/python -m models.train_vit
 
 setup: $(READY)
 
