@@ -31,9 +31,12 @@ if TYPE_CHECKING:
         SelectionError,
     )
     from graphprune.exporter import export
+    from graphprune.generator import Completion, Generation, Step, Steps, generate, generate_steps
+    from graphprune.language import LanguageModel, open_model
     from graphprune.pipeline import Plan, Pruned, plan, prune
     from graphprune.play import Call, Source, run
     from graphprune.recipe import Recipe
+    from graphprune.sampling import Sampling
     from graphprune.survey import SurveyedFile, inspect
     from graphprune.timing import Timing, bench
 
@@ -42,10 +45,13 @@ __all__ = [
     "Bundle",
     "Call",
     "CheckError",
+    "Completion",
     "EditError",
+    "Generation",
     "GraphError",
     "GraphpruneError",
     "IrPass",
+    "LanguageModel",
     "LoadError",
     "MissingExtraError",
     "Plan",
@@ -53,16 +59,22 @@ __all__ = [
     "Recipe",
     "RecipeError",
     "RunError",
+    "Sampling",
     "SaveError",
     "SelectionError",
     "Source",
+    "Step",
+    "Steps",
     "SurveyedFile",
     "Timing",
     "Verification",
     "bench",
     "export",
+    "generate",
+    "generate_steps",
     "inspect",
     "load",
+    "open_model",
     "plan",
     "prune",
     "run",
@@ -77,9 +89,12 @@ _HOMES = {
     "bundle": ("Bundle", "load"),
     "compare": ("Verification", "verify"),
     "exporter": ("export",),
+    "generator": ("Completion", "Generation", "Step", "Steps", "generate", "generate_steps"),
+    "language": ("LanguageModel", "open_model"),
     "pipeline": ("Plan", "Pruned", "plan", "prune"),
     "play": ("Call", "Source", "run"),
     "recipe": ("Recipe",),
+    "sampling": ("Sampling",),
     "survey": ("SurveyedFile", "inspect"),
     "timing": ("Timing", "bench"),
 }

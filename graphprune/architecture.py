@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 BlockKind = Literal["attention", "cross_attention", "ffn", "conv", "parallel", "other"]
 ALL_KINDS: tuple[BlockKind, ...] = ("attention", "cross_attention", "ffn", "conv", "parallel", "other")
+# Which program loads the result: it decides what may become of a KV cache.
+Loader = Literal["optimum", "genai", "plain"]
 NormPlacement = Literal["pre", "post", "sandwich", "none"]
 NormKind = Literal["layer", "rms", "batch", "group", "other"]
 NormRole = Literal["pre", "post", "branch_post", "q", "k", "inner"]
@@ -183,7 +185,8 @@ class Architecture:
     `shared_weights` are initializers that more than one block reads; `shared_nodes` compute
     what more than one block reads and does not come out of the stream (masks, rotary tables,
     position biases). `numbering` are the stacks that selections count, where they are more than
-    this file's: those of all files of a bundle, in the bundle's order.
+    this file's: those of all files of a bundle, in the bundle's order. `loader` is the program that
+    is to load what passes make of the model.
     """
 
     model: ir.Model
@@ -193,6 +196,7 @@ class Architecture:
     shared_weights: tuple[ir.Value, ...] = ()
     shared_nodes: tuple[ir.Node, ...] = ()
     numbering: tuple[Stack, ...] = ()
+    loader: Loader = "plain"
 
     @property
     def blocks(self) -> Iterator[Block]:

@@ -22,7 +22,7 @@ from graphprune import storage, weights
 from graphprune.errors import LoadError, SaveError
 from graphprune.reading import read_model
 
-CONFIGS = ("config.json", "genai_config.json")
+CONFIGS = ("config.json", "generation_config.json", "genai_config.json")
 
 # What a folder holds of the unpruned model in other forms: it would no longer belong.
 _OTHER_WEIGHTS = (
@@ -76,6 +76,7 @@ class Bundle:
         overwrite: bool = False,
         provenance: Mapping[str, str] | None = None,
         check: Callable[[ModelFile, Path], None] | None = None,
+        check_bundle: Callable[[Path], None] | None = None,
     ) -> Path:
         """Write the bundle to `out`: a file to a file, a folder to a folder; return its path.
 
@@ -83,8 +84,9 @@ class Bundle:
         model ("always") or inside ("never"); over 1.8 GB they are always outside. `provenance`
         goes into the files' `metadata_props` as `graphprune.<key>`, beside the tool's version
         and the hash of the source; what stood there moves into `graphprune.history`.
-        `check` is called with each file and the path where it was written, before anything is
-        moved to `out`: if it raises, nothing is written.
+        `check` is called with each file and the path where it was written, `check_bundle` with
+        the path of the whole once all is there, before anything is moved to `out`: if one raises,
+        nothing is written.
 
         Raises `SaveError` where `out` is the source or exists (unless `overwrite`), or cannot
         be written.
@@ -103,6 +105,8 @@ class Bundle:
                 storage.write_model(file.model, path, external=external, metadata=metadata)
                 if check is not None:
                     check(file, path)
+            if check_bundle is not None:
+                check_bundle(folder if self.folder else folder / target.name)
         return target
 
     def _sources(self) -> set[Path]:
@@ -123,7 +127,7 @@ class Bundle:
         """Write the configs that were changed; the others are copied as they are."""
         assert self.folder is not None
         for name, config in self.configs.items():
-            if config == _read_config(self.folder / name):
+            if config == read_config(self.folder / name):
                 storage.copy_files(self.folder, [Path(name)], folder)
             else:
                 text = json.dumps(config, indent=2, ensure_ascii=False)
@@ -156,12 +160,13 @@ def _load_folder(folder: Path) -> Bundle:
         model, mended = read_model(path)
         files.append(ModelFile(path, name, model))
         repairs += [f"{name}: {note}" for note in mended]
-    configs = {name: _read_config(folder / name) for name in CONFIGS if (folder / name).is_file()}
+    configs = {name: read_config(folder / name) for name in CONFIGS if (folder / name).is_file()}
     others = tuple(_others(folder, files, skip=set(configs)))
     return Bundle(folder, tuple(files), configs, others, tuple(repairs))
 
 
-def _read_config(path: Path) -> dict[str, Any]:
+def read_config(path: Path) -> dict[str, Any]:
+    """The JSON object in a file. Raises `LoadError`."""
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

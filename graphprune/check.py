@@ -6,6 +6,7 @@ not blamed for the same finding: the source is asked, but only once something is
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -29,6 +30,8 @@ from graphprune.storage import write_model
 # and ONNX Runtime's GroupQueryAttention no prompt on top of a past in larger ones.
 SHAPES = ((2, 7, 0), (1, 5, 3), (2, 1, 4), (1, 6, 0), (1, 1, 2))
 _WANTED = 2
+
+log = logging.getLogger(__name__)
 
 Names = Sequence[str | None]
 Finding = Callable[[Path], str | None]
@@ -67,7 +70,10 @@ def check_model(
     invalid = blame("the ONNX checker", _checker_error)
     unloadable = blame("loading it in ONNX Runtime", partial(_load_error, light=not run))
     shapes = () if not run or unloadable else _run(name or path.name, path, source)
-    return CheckReport(name or path.name, shapes, tuple(text for text in (invalid, unloadable) if text))
+    tolerated = tuple(text for text in (invalid, unloadable) if text)
+    for text in tolerated:
+        log.info("%s: tolerated, as the source fails in the same way: %s", name or path.name, text)
+    return CheckReport(name or path.name, shapes, tolerated)
 
 
 def _blame(name: str, path: Path, source: Path | None, stage: str, finding: Finding) -> str | None:
@@ -79,7 +85,7 @@ def _blame(name: str, path: Path, source: Path | None, stage: str, finding: Find
         before = None if unpruned is None else finding(unpruned)
     if before is not None and _causes(found) <= _causes(before):
         return found
-    raise CheckError(f"{name} fails {stage}: {found}; nothing was written")
+    raise CheckError(f"{name} fails {stage}: {_cut(found)}; nothing was written")
 
 
 @contextmanager
@@ -96,10 +102,9 @@ def _rewritten(source: Path | None) -> Iterator[Path | None]:
 
 def _causes(finding: str) -> set[str]:
     """What a message complains of, without the names, paths and numbers of one model."""
-    text = finding.partition("==> Context")[0]
-    return {
-        re.sub(r"'[^']*'|\S*/\S*|node name: [^)]*|\d+", "", part).strip() for part in text.split("(op_type:")
-    }
+    texts = (line.partition("==> Context")[0] for line in finding.splitlines())
+    parts = (part for text in texts for part in text.split("(op_type:"))
+    return {re.sub(r"'[^']*'|node name: [^)]*|\S*/\S*|\d+", "", part).strip() for part in parts}
 
 
 def _check_signature(name: str, path: Path, inputs: Names, outputs: Names) -> None:
@@ -112,10 +117,25 @@ def _check_signature(name: str, path: Path, inputs: Names, outputs: Names) -> No
 
 
 def _checker_error(path: Path) -> str | None:
-    """What the checker or strict shape inference finds; by path, so of any size."""
+    """What the checker and strict shape inference find; by path, so of any size.
+
+    Where the checker refuses an op that only the runtime knows, the shapes are still inferred: what
+    ails them would come to light, and look new, in a model that has lost that op.
+    """
     try:
         onnx.checker.check_model(str(path), full_check=True)
-    except Exception as error:  # ValidationError, InferenceError, DecodeError share no base
+    except onnx.checker.ValidationError as error:
+        return "\n".join(filter(None, (_one_line(error), _inference_error(path))))
+    except Exception as error:  # InferenceError and DecodeError share no base
+        return _one_line(error)
+    return None
+
+
+def _inference_error(path: Path) -> str | None:
+    model = onnx.load(path, load_external_data=False)
+    try:
+        onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True)
+    except Exception as error:
         return _one_line(error)
     return None
 
@@ -156,7 +176,7 @@ def _runnable(name: str, path: Path, source: Path | None) -> Iterator[tuple[int,
         elif not _runs_neither(source, shape):
             batch, sequence, past = shape
             where = f"on random inputs (batch {batch}, sequence {sequence}, past {past})"
-            raise CheckError(f"{name} fails {where}: {found}; nothing was written")
+            raise CheckError(f"{name} fails {where}: {_cut(found)}; nothing was written")
 
 
 def _runs_neither(source: Path | None, shape: tuple[int, int, int]) -> bool:
@@ -185,6 +205,10 @@ def _finite(value: np.ndarray[Any, np.dtype[Any]]) -> bool:
     return bool(np.isfinite(value.astype(np.float32)).all())
 
 
-def _one_line(error: Exception, limit: int = 400) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _cut(text: str, limit: int = 400) -> str:
+    text = text.replace("\n", "; ")
     return text if len(text) <= limit else text[: limit - 1] + "…"

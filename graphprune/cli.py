@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from graphprune import cli_measure
+from graphprune import cli_generate, cli_measure
 from graphprune.cli_common import Debug, Json, Model, console, emit, working
 from graphprune.cli_options import describe_passes, recipe_of, with_pass_options
 from graphprune.errors import CheckError, GraphpruneError
@@ -80,6 +80,7 @@ def build_app(arguments: list[str]) -> typer.Typer:
     look_up = "prune" in arguments or "_GRAPHPRUNE_COMPLETE" in os.environ
     app.command("prune", epilog=_PRUNE_EXAMPLES)(with_pass_options(prune, look_up=look_up))
     cli_measure.add_to(app)
+    cli_generate.add_to(app)
     return app
 
 
@@ -171,6 +172,14 @@ def prune(
     recipe: Annotated[
         Path | None, typer.Option(help="A recipe, YAML or JSON; its passes come first.")
     ] = None,
+    loader: Annotated[
+        str | None,
+        typer.Option(
+            "--for",
+            metavar="LOADER",
+            help="Who will load the result: optimum, genai or plain; told from MODEL by default.",
+        ),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would happen.")] = False,
     no_run: Annotated[bool, typer.Option("--no-run", help="Do not run the result to check it.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it exists.")] = False,
@@ -185,14 +194,15 @@ def prune(
     """
     from graphprune.bundle import load
     from graphprune.pipeline import Pruned, plan
-    from graphprune.recipe import Recipe
+    from graphprune.recipe import Recipe, loader_named
     from graphprune.recipe import load as load_recipe
 
     if out is None and not dry_run:
         raise typer.BadParameter("name the file or folder to write, or ask for a --dry-run", param_hint="OUT")
     with working(f"pruning {model}"):
         steps = (load_recipe(recipe) if recipe else Recipe()) + recipe_of(options)
-        planned = plan(load(model), steps)
+        asked = None if loader is None else loader_named(loader, "--for")
+        planned = plan(load(model), steps, loader=asked)
         if not (dry_run and planned.outcomes):
             planned.require_change()
         pruned = Pruned(planned.apply(), planned)
@@ -209,4 +219,8 @@ def _show_pruned(pruned: Pruned, written: Path | None, as_json: bool) -> None:
         return
     console().print(cli_show.outcome_table(planned.outcomes, files=len(planned.files) > 1), "")
     console().print(cli_show.sizes_table(planned.before, after), "")
+    for note in planned.notes:
+        typer.echo(f"note: {note}")
+    if any(block.caches for file in planned.files for block in file.architecture.blocks):
+        typer.echo(f"caches as {planned.loader} reads them: --for names another loader")
     typer.echo(f"wrote and checked {written}" if written else "dry run: nothing was written")

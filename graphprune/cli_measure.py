@@ -14,17 +14,17 @@ from graphprune.errors import LoadError, RunError
 if TYPE_CHECKING:
     from graphprune.play import Call, Source
 
-_Texts = Annotated[
+Texts = Annotated[
     list[str] | None,
     typer.Option("--text", help="A text, by the model's tokenizer; may be given several times."),
 ]
-_TextFile = Annotated[Path | None, typer.Option("--text-file", help="A file with one text a line.")]
-_Npz = Annotated[Path | None, typer.Option("--npz", help="Arrays by the names of the inputs.")]
-_Batch = Annotated[int, typer.Option(min=1, help="Rows of random inputs.")]
-_Sequence = Annotated[int, typer.Option(min=1, help="Length of random inputs.")]
-_Seed = Annotated[int, typer.Option(min=0, help="Seed of random inputs.")]
-_Threads = Annotated[int, typer.Option(min=0, help="Threads of ONNX Runtime; 0 lets it choose.")]
-_Steps = Annotated[int, typer.Option(min=0, help="Further tokens, for models that take a cache.")]
+TextFile = Annotated[Path | None, typer.Option("--text-file", help="A file with one text a line.")]
+Npz = Annotated[Path | None, typer.Option("--npz", help="Arrays by the names of the inputs.")]
+Batch = Annotated[int, typer.Option(min=1, help="Rows of random inputs.")]
+Length = Annotated[int, typer.Option(min=1, help="Length of random inputs.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of random inputs.")]
+Threads = Annotated[int, typer.Option(min=0, help="Threads of ONNX Runtime; 0 lets it choose.")]
+Steps = Annotated[int, typer.Option(min=0, help="Further tokens, for models that take a cache.")]
 _Limit = Annotated[float | None, typer.Option(help="A limit; beyond it the exit code is 1.")]
 
 
@@ -37,14 +37,14 @@ def add_to(app: typer.Typer) -> None:
 
 def run(
     model: Model,
-    text: _Texts = None,
-    text_file: _TextFile = None,
-    npz: _Npz = None,
-    batch: _Batch = 1,
-    sequence: _Sequence = 16,
-    seed: _Seed = 0,
-    steps: _Steps = 0,
-    threads: _Threads = 0,
+    text: Texts = None,
+    text_file: TextFile = None,
+    npz: Npz = None,
+    batch: Batch = 1,
+    sequence: Length = 16,
+    seed: Seed = 0,
+    steps: Steps = 0,
+    threads: Threads = 0,
     save: Annotated[Path | None, typer.Option(help="Write the outputs to this .npz file.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -52,7 +52,7 @@ def run(
     from graphprune import cli_show
     from graphprune.play import run as run_model
 
-    source = _source(model, text, text_file, npz, batch, sequence, seed)
+    source = source_of(model, text, text_file, npz, batch, sequence, seed)
     with working(f"running {model}"):
         calls = run_model(model, source, steps=steps, threads=threads)
     if save is not None:
@@ -65,14 +65,14 @@ def run(
 
 def bench(
     models: Annotated[list[Path], typer.Argument(help="Models; ratios are to the first.")],
-    text: _Texts = None,
-    text_file: _TextFile = None,
-    npz: _Npz = None,
-    batch: _Batch = 1,
-    sequence: _Sequence = 128,
-    seed: _Seed = 0,
-    steps: _Steps = 0,
-    threads: _Threads = 1,
+    text: Texts = None,
+    text_file: TextFile = None,
+    npz: Npz = None,
+    batch: Batch = 1,
+    sequence: Length = 128,
+    seed: Seed = 0,
+    steps: Steps = 0,
+    threads: Threads = 1,
     rounds: Annotated[int, typer.Option(min=2, help="Timed rounds; each runs every model once.")] = 50,
     warmup: Annotated[int, typer.Option(min=0, help="Rounds before these.")] = 5,
     as_json: Json = False,
@@ -83,7 +83,7 @@ def bench(
     from graphprune.cli_show import timing_table
     from graphprune.timing import bench as time_models
 
-    source = _source(models[0], text, text_file, npz, batch, sequence, seed)
+    source = source_of(models[0], text, text_file, npz, batch, sequence, seed)
     screen = console(stderr=True)
     with Progress(console=screen, transient=True, disable=not screen.is_terminal) as progress:
         task = progress.add_task("timing", total=rounds + warmup)
@@ -105,14 +105,14 @@ def bench(
 def verify(
     a: Model,
     b: Model,
-    text: _Texts = None,
-    text_file: _TextFile = None,
-    npz: _Npz = None,
-    batch: _Batch = 2,
-    sequence: _Sequence = 16,
-    seed: _Seed = 0,
-    steps: _Steps = 2,
-    threads: _Threads = 0,
+    text: Texts = None,
+    text_file: TextFile = None,
+    npz: Npz = None,
+    batch: Batch = 2,
+    sequence: Length = 16,
+    seed: Seed = 0,
+    steps: Steps = 2,
+    threads: Threads = 0,
     logits: Annotated[str, typer.Option(help="How an output is called that holds logits.")] = "logits",
     max_abs: _Limit = None,
     max_mean_abs: _Limit = None,
@@ -126,7 +126,7 @@ def verify(
     from graphprune.compare import Limits
     from graphprune.compare import verify as compare
 
-    source = _source(a, text, text_file, npz, batch, sequence, seed)
+    source = source_of(a, text, text_file, npz, batch, sequence, seed)
     limits = Limits(max_abs, max_mean_abs, max_kl, min_cosine, min_top1)
     with working(f"comparing {a} and {b}"):
         result = compare(a, b, source, steps=steps, logits=logits, threads=threads)
@@ -144,7 +144,7 @@ def verify(
         raise typer.Exit(1)
 
 
-def _source(
+def source_of(
     model: Path,
     texts: list[str] | None,
     text_file: Path | None,

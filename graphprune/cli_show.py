@@ -125,7 +125,7 @@ def sizes_table(before: Sizes, after: Sizes) -> Table:
 
 
 def pruned_json(pruned: Pruned, written: Path | None) -> dict[str, Any]:
-    """What `prune --json` prints: every outcome, and the sizes before and after."""
+    """What `prune --json` prints: every outcome, notes, and the sizes before and after."""
     outcomes = [
         {"file": one.file, "pass": one.name, "target": one.answer.target}
         | dict(zip(("changes", "what"), _what(one), strict=True))
@@ -135,7 +135,10 @@ def pruned_json(pruned: Pruned, written: Path | None) -> dict[str, Any]:
         asdict(sizes) | {"macs": str(sizes.macs)} for sizes in (pruned.plan.before, pruned.after)
     )
     out = None if written is None else str(written)
-    return {"format": 1, "out": out, "outcomes": outcomes, "before": before, "after": after}
+    return {
+        "format": 1, "out": out, "for": pruned.plan.loader, "outcomes": outcomes,
+        "notes": list(pruned.plan.notes), "before": before, "after": after,
+    }  # fmt: skip
 
 
 def calls_json(calls: Iterable[Call]) -> list[dict[str, Any]]:

@@ -48,6 +48,11 @@ ALIASES = {
 TRANSPARENT = {"Cast", "Identity", "QuantizeLinear", "DequantizeLinear"}
 SHAPE_OPS = {"Shape", "Size"}
 GRAPH_TYPES = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
+# Ops that compute on quantized values what the plain ones do on real ones.
+QUANTIZED_FORMS = {
+    "QLinearAdd": "Add", "QLinearMul": "Mul", "QLinearReduceMean": "ReduceMean", "QLinearSigmoid": "Sigmoid",
+    "QLinearLeakyRelu": "LeakyRelu", "QLinearSoftmax": "Softmax",
+}  # fmt: skip
 # Binary ops that work element by element.
 ELEMENTWISE = {"Add", "Sub", "Mul", "Div", "Pow", "Max", "Min", "Sum"}
 
@@ -74,8 +79,8 @@ class Op:
 
     @property
     def kind(self) -> str:
-        """The op type, or the part's name for a part of a fused node."""
-        return self.part or self.node.op_type
+        """The op type (of a quantized op that of the plain one), or the name of the part of a fused node."""
+        return self.part or QUANTIZED_FORMS.get(self.node.op_type, self.node.op_type)
 
 
 @dataclass(slots=True, eq=False)

@@ -20,7 +20,6 @@ POINTWISE = ALIASES | ELEMENTWISE | {
     "Sign", "Reciprocal", "Clip", "Where", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Not", "And",
     "Or", "FastGelu", "BiasGelu", "QuickGelu", "QLinearSigmoid", "QLinearLeakyRelu",
 }  # fmt: skip
-INTEGER_LINEARS = {"MatMulInteger", "ConvInteger"}
 # Ops that take a part of a packed projection.
 CUTS = {"Split", "Slice", "Gather", "SplitToSequence"}
 
@@ -98,11 +97,11 @@ def _pre_activations(flow: Flow, ups: list[Op]) -> set[int]:
 
 
 def _dequantized(flow: Flow, linear: Op) -> int:
-    """What a linear puts out, as a real number where it computes with integers."""
+    """What a linear puts out, brought to its scale: integers, and integer weights, are scaled afterwards."""
     number = linear.outputs[0]
-    while linear.kind in INTEGER_LINEARS and len(flow.consumers[number]) == 1:
+    while len(flow.consumers[number]) == 1:
         reader = flow.consumers[number][0]
-        if reader.kind != "Cast" and not rescales(flow, reader):
+        if reader.kind not in {"Cast", "Identity"} and not rescales(flow, reader):
             break
         number = reader.outputs[0]
     return number
@@ -154,7 +153,7 @@ def _activation(flow: Flow, number: int, starts: set[int], ops: set[Op]) -> list
         return []
     inner = ops_between(flow, (end,), lambda n: n == start, lambda n: flow.producers[n] in pointwise)
     nodes = tuple(dict.fromkeys(op.node for op in sorted(inner, key=lambda op: op.index)))
-    fused = len(nodes) == 1 and nodes[0].op_type in FUSED_BIAS_ACTIVATIONS and len(nodes[0].inputs) > 1
+    fused = nodes[0].op_type in FUSED_BIAS_ACTIVATIONS and len(nodes[0].inputs) > 1
     return [Activation(nodes, before, after, nodes[0].inputs[1] if fused else None)]
 
 

@@ -39,7 +39,8 @@ class Hint:
     one. `search` is what the input means to a GreedySearch, BeamSearch or Sampling node
     (contrib ops). The rest is for images and audio: `channels` that the first convolution
     takes (None where there is none), `stride` by which the convolutions shrink the last axis
-    together, `positions` in the table that is added to what they put out.
+    together, `positions` in the table that is added to what they put out. `head` is the size of
+    the heads of the fused attention whose cache the input is.
     """
 
     limit: int | None = None
@@ -47,6 +48,7 @@ class Hint:
     channels: int | None = None
     stride: int = 1
     positions: int | None = None
+    head: int | None = None
 
 
 def read_hint(value: ir.Value) -> Hint:
@@ -55,7 +57,7 @@ def read_hint(value: ir.Value) -> Hint:
     weights = [(node, shape) for node in way if node.op_type == "Conv" and (shape := _shape(node.inputs[1]))]
     limit = min(_limits(value, set()), default=None)
     if not weights:
-        return Hint(limit, _search(value))
+        return Hint(limit, _search(value), head=_head(value))
     (first, shape), (_, last) = weights[0], weights[-1]
     return Hint(
         limit,
@@ -73,6 +75,16 @@ def _positions(way: list[ir.Node], width: int) -> int | None:
             table = _shape(operand)
             if table and 2 <= len(table) <= 3 and table[-1] == width and table[-2] > 1:
                 return table[-2]
+    return None
+
+
+def _head(value: ir.Value) -> int | None:
+    """The size of the heads of the GroupQueryAttention that takes `value` as past keys or values."""
+    for node, index in value.uses():
+        result = node.outputs[0].shape
+        width = result[-1] if result is not None and len(result) == 3 else None
+        if node.op_type == "GroupQueryAttention" and index in (3, 4) and isinstance(width, int):
+            return width // _int(node, "num_heads", 1)
     return None
 
 

@@ -133,7 +133,7 @@ class _Sizes:
     def _size(self, one: _Input, place: int, axis: int | str | None) -> int:
         if isinstance(axis, int):
             return axis
-        if axis is None:
+        if axis is None or (one.hint.head is not None and place == len(one.axes) - 1):
             return self._by_place(one, place)
         try:
             return self._evaluate(ast.parse(axis, mode="eval").body)
@@ -164,6 +164,8 @@ class _Sizes:
         return next((size for words, size in meanings if any(word in name.lower() for word in words)), None)
 
     def _by_place(self, one: _Input, place: int) -> int:
+        if one.hint.head is not None and place == len(one.axes) - 1:
+            return one.hint.head
         if one.is_cache:
             return self.past if place == len(one.axes) - 2 else self.batch
         return self.batch if place == 0 and len(one.axes) > 1 else self.sequence

@@ -17,7 +17,7 @@ from graphprune.dataflow import TRANSPARENT, Flow, Op, source
 # Ops that only rearrange what a cache holds on its way to a graph output.
 LAYOUT = {
     "Unsqueeze", "Squeeze", "Concat", "Transpose", "Cast", "Reshape", "Slice", "Identity", "Split",
-    "ScatterND", "ScatterElements", "Expand", "Gather", "QuantizeLinear", "DequantizeLinear",
+    "ScatterND", "ScatterElements", "Expand", "Gather", "QuantizeLinear", "DequantizeLinear", "QLinearConcat",
 }  # fmt: skip
 # How far a projection shortcut is followed back for the value that both of its sides start from.
 PROJECTION_REACH = 400

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from graphprune.dataflow import Class, Flow, Op
+from graphprune.constants import constant_shape
+from graphprune.dataflow import CONVOLUTIONS, Class, Flow, Op, weight_indices
 from graphprune.joins import is_mixing
 
 COMPARISONS = {"Less", "LessOrEqual", "Greater", "GreaterOrEqual"}
@@ -27,8 +28,7 @@ def source_of(flow: Flow, number: int) -> str:
         producer = flow.producers[work.pop()]
         if producer is None:
             continue
-        weight = producer.node.inputs[1] if producer.kind == "Conv" else None
-        if weight is not None and weight.shape is not None and weight.shape.rank() == 4:
+        if producer.node.op_type in CONVOLUTIONS and _is_flat(producer.node):
             return "image"
         if producer.kind in {"Gather", "embed"} and producer.node.inputs[0] is not None:
             return "tokens"
@@ -36,6 +36,12 @@ def source_of(flow: Flow, number: int) -> str:
         seen.update(fresh)
         work.extend(fresh)
     return ""
+
+
+def _is_flat(convolution: ir.Node) -> bool:
+    """Whether a convolution has two spatial axes."""
+    shape = constant_shape(convolution.inputs[weight_indices(convolution)[0]])
+    return shape is not None and len(shape) == 4
 
 
 def is_causal(flow: Flow, ops: set[Op]) -> bool:

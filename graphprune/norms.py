@@ -266,12 +266,16 @@ def _unwrapped(flow: Flow, number: int) -> int:
 
 
 def _between(flow: Flow, start: int, end: int) -> tuple[Op, ...] | None:
-    """The ops that compute `end` from `start` alone, in order; None if something else comes in."""
+    """The ops that compute `end` from `start` alone, in order; None if something else comes in.
+
+    Optimizers may dequantize the start once for every reader.
+    """
     found: dict[Op, None] = {}
+    starts = {start, flow.roots[start]}
     work = [end]
     while work:
         number = work.pop()
-        if number == start:
+        if number in starts:
             continue
         op = flow.producers[number]
         if op is None or op.linear or len(found) > NORM_REACH:

@@ -4,8 +4,9 @@ Every pass is asked about the original model, so two of them may want the same b
 files of a bundle may answer differently. Settled means:
 
 - copies of one stack, in one file or several, change together or not at all;
+- layers whose keys and values another file computes stay;
 - what a larger edit removes needs no edit of its own, and what an earlier step removed none later;
-- a stack that would lose every block is an error.
+- a stack that would lose every block is an error, and so are two orders for one stack.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from graphprune.errors import SelectionError
 from graphprune.prunepass import Edit, Skipped
+from graphprune.slots import cache_slot
 
 if TYPE_CHECKING:
     from graphprune.architecture import Block
@@ -53,8 +55,10 @@ def ask(passes: Iterable[PrunePass], files: Sequence[SurveyedFile]) -> tuple[Out
         for file in files
         for answer in one.plan(file.architecture)
     ]
+    answers = _unless_others_compute(answers, files)
     outcomes = _without_repeats(_all_copies_or_none(answers, files), files)
     _refuse_emptying(outcomes, files)
+    _refuse_two_orders(outcomes)
     return outcomes
 
 
@@ -77,6 +81,40 @@ def edits_in_order(outcomes: Iterable[Outcome], files: Iterable[SurveyedFile]) -
     stacks = {stack.name for file in files for stack in file.architecture.stacks}
     edits = [outcome.answer for outcome in outcomes if isinstance(outcome.answer, Edit)]
     return sorted(edits, key=lambda edit: edit.target in stacks)
+
+
+def _unless_others_compute(answers: list[Outcome], files: Sequence[SurveyedFile]) -> list[Outcome]:
+    """Take back edits of layers whose keys and values a file without a decoder computes.
+
+    Whisper's encoder does, as onnxruntime-genai's builder writes it: it would go on to give them by
+    the old numbers.
+    """
+    makers = {slot: file.name for file in files for slot in _made_for_others(file)}
+    if not makers:
+        return answers
+    stacks = {(f.name, stack.name): stack for f in files for stack in f.architecture.stacks}
+    settled = []
+    for answer in answers:
+        edit = answer.answer
+        blocks = list(edit.removes) if isinstance(edit, Edit) else []
+        if isinstance(edit, Edit) and edit.order:
+            blocks = list(stacks[answer.file, edit.target].blocks)
+        names = [name for block in blocks for cache in block.caches for name in cache.input_names]
+        maker = next((makers[slot] for name in names if (slot := cache_slot(name, "past")) in makers), "")
+        reason = f"{maker} computes keys and values for it, and would not follow"
+        settled.append(answer.skipped(reason) if maker else answer)
+    return settled
+
+
+def _made_for_others(file: SurveyedFile) -> list[str]:
+    """The slots of caches that a file gives of which none is a block's own."""
+    graph = file.architecture.model.graph
+    if any(block.caches for block in file.architecture.blocks) or any(
+        cache_slot(value.name or "", "past") for value in graph.inputs
+    ):
+        return []
+    slots = (cache_slot(value.name or "", "present") for value in graph.outputs)
+    return [slot for slot in slots if slot]
 
 
 def _all_copies_or_none(answers: list[Outcome], files: Sequence[SurveyedFile]) -> list[Outcome]:
@@ -146,6 +184,20 @@ def _unless_repeated(
 
 def _rank(removal: tuple[int, int, Outcome]) -> tuple[int, int]:
     return removal[:2]
+
+
+def _refuse_two_orders(outcomes: Iterable[Outcome]) -> None:
+    """Each order counts the layers of the original model: two of one stack do not add up."""
+    first: dict[str, Outcome] = {}
+    for outcome in outcomes:
+        if isinstance(outcome.answer, Edit) and outcome.answer.order:
+            earlier = first.setdefault(outcome.answer.target, outcome)
+            if earlier.step != outcome.step:
+                names = " and ".join(dict.fromkeys((earlier.name, outcome.name)))
+                raise SelectionError(
+                    f"{names} would arrange the layers of '{outcome.answer.target}' twice: prune the result "
+                    "of the first in a second run"
+                )
 
 
 def _refuse_emptying(outcomes: Iterable[Outcome], files: Sequence[SurveyedFile]) -> None:

@@ -7,35 +7,41 @@ a recipe; `outcomes.py` settles their answers against each other.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from graphprune import configs
 from graphprune import recipe as recipes
-from graphprune.configs import follow, follow_genai, what_is_kept
+from graphprune.configs_genai import follow_genai
 from graphprune.errors import EditError, SelectionError
+from graphprune.fileset import require_set
 from graphprune.macs import Macs
 from graphprune.outcomes import Outcome, ask, edits_in_order, removed
 from graphprune.prunepass import Edit, Skipped
 from graphprune.sizes import Sizes, measure
-from graphprune.survey import SurveyedFile, distinct_stacks, inspect
+from graphprune.survey import SurveyedFile, distinct_stacks, inspect, loader_of
 
 if TYPE_CHECKING:
-    from graphprune.architecture import Block
+    from graphprune.architecture import Block, Loader
     from graphprune.bundle import Bundle, ModelFile
     from graphprune.recipe import IrStep, Recipe
 
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """What a recipe would do to a bundle, and if not, why. Making one changes nothing."""
+    """What a recipe would do to a bundle, and if not, why. Making one changes nothing.
+
+    `loader` is the program that the result is made for.
+    """
 
     bundle: Bundle
     recipe: Recipe
     files: tuple[SurveyedFile, ...]
     outcomes: tuple[Outcome, ...]
+    loader: Loader
 
     @property
     def edits(self) -> tuple[Outcome, ...]:
@@ -51,6 +57,13 @@ class Plan:
     def before(self) -> Sizes:
         """The sizes of the bundle as it is, all files together."""
         return _sizes(self.bundle, self.files, ())
+
+    @cached_property
+    def notes(self) -> tuple[str, ...]:
+        """What the bundle's configs cannot say about the result, or say wrongly already."""
+        config = self.bundle.configs.get("config.json", {})
+        found = configs.notes(config, _what_is_kept(self.files, self.outcomes))
+        return tuple(f"config.json: {note}" for note in found)
 
     def require_change(self) -> None:
         """Raise `SelectionError` where nothing at all would change, with the reasons."""
@@ -68,19 +81,14 @@ class Plan:
         from graphprune import surgery
 
         bundle = _ir_steps(self.bundle.clone(), self.recipe.before)
-        files = inspect(bundle)
-        for edit in edits_in_order(ask(self.recipe.passes, files), files):
+        files = inspect(bundle, self.loader)
+        outcomes = ask(self.recipe.passes, files)
+        for edit in edits_in_order(outcomes, files):
             edit.apply()
         for file in bundle.files:
             surgery.sweep(file.model)
-        return replace(_ir_steps(bundle, self.recipe.after), configs=self._configs())
-
-    def _configs(self) -> dict[str, dict[str, Any]]:
-        """The configs of the bundle, with the layers that are left."""
-        gone = {id(block) for block in self.removed}
-        kept = [what_is_kept(stack, gone) for stack in distinct_stacks(self.files)]
-        writers = {"genai_config.json": follow_genai}
-        return {name: writers.get(name, follow)(c, kept) for name, c in self.bundle.configs.items()}
+        kept = _what_is_kept(files, outcomes)
+        return replace(_ir_steps(bundle, self.recipe.after), configs=_configs(bundle, kept))
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +104,9 @@ class Pruned:
         stacks = {stack.name for stack in distinct_stacks(self.plan.files)}
         if any(outcome.answer.target in stacks for outcome in self.plan.edits):  # rearranged: read anew
             return _sizes(self.bundle, inspect(self.bundle), ())
-        return _sizes(self.bundle, self.plan.files, self.plan.removed)
+        kept = {id(block) for outcome in self.plan.edits for block in _keeps(outcome)}
+        gone = [block for block in self.plan.removed if id(block) not in kept]
+        return _sizes(self.bundle, self.plan.files, gone)
 
     def save(
         self,
@@ -106,7 +116,7 @@ class Pruned:
         overwrite: bool = False,
         external: Literal["auto", "always", "never"] = "auto",
     ) -> Path:
-        """Write and check it, all or nothing; `run=False` leaves out the check that runs the model.
+        """Write and check it, all or nothing; `run=False` leaves out the checks that run the model.
 
         Raises `SaveError` and `CheckError`; nothing is left at `out` then that was not there before.
         """
@@ -124,33 +134,81 @@ class Pruned:
                 name=file.name,
             )
 
+        def check_bundle(path: Path) -> None:
+            from graphprune.cachecheck import check_steps, has_cache
+
+            if run and has_cache(self.bundle.files):
+                check_steps(path, self.bundle.folder or self.bundle.files[0].path)
+
         provenance = {"recipe": json.dumps(self.plan.recipe.to_json())}
         return self.bundle.save(
-            out, external=external, overwrite=overwrite, provenance=provenance, check=check
-        )
+            out, external=external, overwrite=overwrite, provenance=provenance, check=check,
+            check_bundle=check_bundle,
+        )  # fmt: skip
 
 
-def plan(bundle: Bundle, recipe: Recipe) -> Plan:
+def plan(bundle: Bundle, recipe: Recipe, *, loader: Loader | None = None) -> Plan:
     """What `recipe` would do to `bundle`: every pass is asked, nothing is changed.
 
-    Raises `SelectionError` where a selection names what does not exist, or would empty a stack.
+    `loader` is the program that will load the result: "optimum", "genai" (onnxruntime-genai) or
+    "plain" (your own). If it is not given, the recipe says it, or else the bundle's configs do.
+    Raises `SelectionError` where a selection names what does not exist, or would empty a stack,
+    `LoadError` where the bundle's files do not belong together.
     """
     read = _ir_steps(bundle.clone(), recipe.before) if recipe.before else bundle
-    files = inspect(read)
-    return Plan(bundle, recipe, files, ask(recipe.passes, files))
+    loader = loader or recipe.loader or loader_of(bundle)
+    files = inspect(read, loader)
+    require_set(read, files)
+    return Plan(bundle, recipe, files, ask(recipe.passes, files), loader)
 
 
-def prune(bundle: Bundle, *, recipe: Recipe | str | Path | None = None, **options: object) -> Pruned:
+def prune(
+    bundle: Bundle,
+    *,
+    recipe: Recipe | str | Path | None = None,
+    loader: Loader | None = None,
+    **options: object,
+) -> Pruned:
     """Prune by a recipe (an object or a file's path), by passes given as keywords, or by both in this order.
 
     `prune(bundle, drop_ffn=[3, 5], drop_layers={"layers": "last:1"})`: each keyword is a pass,
-    its value the pass's first option or a mapping of options. Raises `RecipeError`,
+    its value the pass's first option or a mapping of options; `loader` is as in `plan`. Raises `RecipeError`,
     `SelectionError` (also where nothing at all would change), `EditError`.
     """
     given = recipes.load(recipe) if isinstance(recipe, (str, Path)) else recipe or recipes.Recipe()
-    planned = plan(bundle, given + recipes.from_options(options))
+    planned = plan(bundle, given + recipes.from_options(options), loader=loader)
     planned.require_change()
     return Pruned(planned.apply(), planned)
+
+
+def _what_is_kept(files: Iterable[SurveyedFile], outcomes: Iterable[Outcome]) -> list[configs.Kept]:
+    """What runs of every stack of a bundle: of its caches, those that the graphs of `files` have now."""
+    edits = [outcome.answer for outcome in outcomes if isinstance(outcome.answer, Edit)]
+    gone = {id(b) for edit in edits for b in edit.removes} - {id(b) for edit in edits for b in edit.keeps}
+    orders = {edit.target: edit.order for edit in edits if edit.order}
+    holders: dict[str, list[str]] = {}
+    for file in files:
+        for stack in file.architecture.stacks:
+            holders.setdefault(stack.name, []).append(file.name)
+    return [
+        configs.what_is_kept(stack, gone, orders.get(stack.name, ()), holders[stack.name])
+        for stack in distinct_stacks(files)
+    ]
+
+
+def _configs(bundle: Bundle, kept: Sequence[configs.Kept]) -> dict[str, dict[str, Any]]:
+    """The configs of a bundle, with the layers and caches that are left."""
+    inputs = {file.name: [value.name or "" for value in file.model.graph.inputs] for file in bundle.files}
+    followed: dict[str, Callable[[Mapping[str, Any], Sequence[configs.Kept]], dict[str, Any]]] = {
+        "config.json": configs.follow,
+        "generation_config.json": configs.follow_generation,
+        "genai_config.json": partial(follow_genai, inputs=inputs),
+    }
+    return {name: followed[name](config, kept) for name, config in bundle.configs.items()}
+
+
+def _keeps(outcome: Outcome) -> tuple[Block, ...]:
+    return outcome.answer.keeps if isinstance(outcome.answer, Edit) else ()
 
 
 def _ir_steps(bundle: Bundle, steps: Iterable[IrStep]) -> Bundle:

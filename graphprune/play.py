@@ -9,13 +9,13 @@ exporters and loaders agree on (`input_ids`, `past_key_values.*` / `present.*`,
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graphprune.errors import LoadError, RunError
+from graphprune.slots import cache_slot
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -23,9 +23,6 @@ if TYPE_CHECKING:
     from graphprune.session import Session
 
     Arrays = Mapping[str, NDArray[Any]]
-
-_PAST = re.compile(r"past(?:_key_values)?[._]?(.+)")
-_PRESENT = re.compile(r"present(?:_key_values)?[._]?(.+)")
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +95,7 @@ def play(sessions: Iterable[Session], source: Source, *, steps: int = 0) -> list
 
 def is_cache(name: str) -> bool:
     """Whether an input or output is a cache of keys and values."""
-    return bool(_PAST.fullmatch(name) or _PRESENT.fullmatch(name))
+    return bool(cache_slot(name, "past") or cache_slot(name, "present"))
 
 
 def _play_one(session: Session, source: Source, steps: int, earlier: Sequence[Call]) -> list[Call]:
@@ -138,7 +135,7 @@ def _handed_on(session: Session, earlier: Sequence[Call]) -> dict[str, NDArray[A
     """What earlier files gave that this one takes: the encoder's states, its mask, caches."""
     handed: dict[str, NDArray[Any]] = {}
     for call in earlier:
-        if not any(name.startswith("encoder_") for name in call.session.inputs):
+        if not any(name.startswith("encoder_") or is_cache(name) for name in call.session.inputs):
             states = next((array for array in call.outputs.values() if array.ndim == 3), None)
             mask = call.feeds.get("attention_mask")
             found = {"encoder_hidden_states": states, "encoder_attention_mask": mask}
@@ -154,8 +151,8 @@ def _encoded(handed: Arrays) -> dict[str, NDArray[Any]]:
 
 def _presents(session: Session, outputs: Arrays) -> dict[str, NDArray[Any]]:
     """The caches among `outputs`, by the names that `session` takes them back under; empty ones stay out."""
-    given = {match[1]: array for name, array in outputs.items() if (match := _PRESENT.fullmatch(name))}
-    taken = {name: given.get(match[1]) for name in session.inputs if (match := _PAST.fullmatch(name))}
+    given = {slot: array for name, array in outputs.items() if (slot := cache_slot(name, "present"))}
+    taken = {name: given.get(slot) for name in session.inputs if (slot := cache_slot(name, "past"))}
     return {name: array for name, array in taken.items() if array is not None and array.size}
 
 

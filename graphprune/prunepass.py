@@ -11,25 +11,29 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
-from graphprune.selection import select_blocks, select_layers
+from graphprune.selection import select_blocks, select_layers, select_stack
 
 if TYPE_CHECKING:
     from graphprune.architecture import Architecture, Block
 
-__all__ = ["Edit", "PrunePass", "Skipped", "select_blocks", "select_layers"]
+__all__ = ["Edit", "PrunePass", "Skipped", "select_blocks", "select_layers", "select_stack"]
 
 
 @dataclass(frozen=True)
 class Edit:
     """One change: `target` is a block's id, `summary` one line for people, `apply` makes it.
 
-    `removes` are the blocks that are gone afterwards (empty where only a part of one goes).
+    `removes` are the blocks that are gone afterwards (empty where only a part of one goes), `keeps`
+    those of them whose keys and values are still computed. `order` is given where the target is a
+    stack: the numbers of its layers as they run afterwards.
     """
 
     target: str
     summary: str
     apply: Callable[[], None]
     removes: tuple[Block, ...] = ()
+    keeps: tuple[Block, ...] = ()
+    order: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Recipes: ordered lists of passes with their options, written as YAML, JSON or keyword arguments.
 
 ```yaml
+for: optimum                        # who will load the result; may be left out
 passes:
   - drop_ffn: [3, 5]                # a value alone is the pass's first option
   - drop_attention:
@@ -17,16 +18,17 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import json
 import pkgutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, cast, get_type_hints
+from typing import TYPE_CHECKING, Any, TypeGuard, cast, get_args, get_type_hints
 
+from graphprune.architecture import Loader
 from graphprune.errors import GraphpruneError, RecipeError
+from graphprune.recipefile import Lines, read_json, read_yaml
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from graphprune.prunepass import PrunePass
 
 IR_PASS = "ir_pass"
+FOR = "for"
 
 
 @dataclass(frozen=True)
@@ -62,11 +65,15 @@ class IrStep:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What to do to a model: `before` and `after` are onnx_ir passes, `passes` the pruning between them."""
+    """What to do to a model: `before` and `after` are onnx_ir passes, `passes` the pruning between them.
+
+    `loader` is the program that will load the result (`for` in a file); None leaves it open.
+    """
 
     passes: tuple[PrunePass, ...] = ()
     before: tuple[IrStep, ...] = ()
     after: tuple[IrStep, ...] = ()
+    loader: Loader | None = None
 
     @property
     def steps(self) -> tuple[PrunePass | IrStep, ...]:
@@ -75,11 +82,15 @@ class Recipe:
 
     def to_json(self) -> dict[str, Any]:
         """The recipe as a file would hold it; `parse` of it gives an equal recipe."""
-        return {"passes": [_step_json(step) for step in self.steps]}
+        known = {FOR: self.loader} if self.loader else {}
+        return known | {"passes": [_step_json(step) for step in self.steps]}
 
     def __add__(self, other: Recipe) -> Recipe:
         """Both recipes as one: what stood before, between and after stays there."""
-        return Recipe(self.passes + other.passes, self.before + other.before, self.after + other.after)
+        loader = other.loader or self.loader
+        return Recipe(
+            self.passes + other.passes, self.before + other.before, self.after + other.after, loader
+        )
 
 
 @cache
@@ -118,24 +129,39 @@ def load(path: str | Path) -> Recipe:
         raise RecipeError(f"{path}: not a text in UTF-8 (byte {error.start})") from error
     except (OSError, ValueError) as error:
         raise RecipeError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
-    data, lines = _read_json(path, text) if path.suffix == ".json" else _read_yaml(path, text)
+    data, lines = read_json(path, text) if path.suffix == ".json" else read_yaml(path, text)
     return parse(data, source=str(path), lines=lines)
 
 
-def parse(
-    data: object, *, source: str = "recipe", lines: Mapping[tuple[Any, ...], int] | None = None
-) -> Recipe:
-    """A recipe from what a file holds: `{"passes": [{"drop_ffn": {"blocks": "3,5"}}, …]}`.
+def parse(data: object, *, source: str = "recipe", lines: Lines | None = None) -> Recipe:
+    """A recipe from what a file holds: `{"for": "plain", "passes": [{"drop_ffn": {"blocks": "3,5"}}, …]}`.
 
     `lines` maps key paths to line numbers for messages. Raises `RecipeError`.
     """
     where = _Where(source, lines or {})
-    if not isinstance(data, Mapping) or set(data) != {"passes"} or not isinstance(data["passes"], list):
-        raise RecipeError(f"{where()}: a recipe is a mapping with the one key 'passes' and a list under it")
+    if not _is_recipe(data):
+        raise RecipeError(
+            f"{where()}: a recipe is a mapping with the key 'passes' and a list under it, and maybe '{FOR}'"
+        )
     if not data["passes"]:
         raise RecipeError(f"{where('passes')}: the list of passes is empty")
     steps = [_step(item, where, index) for index, item in enumerate(data["passes"])]
-    return _order(steps, [where("passes", index) for index in range(len(steps))])
+    recipe = _order(steps, [where("passes", index) for index in range(len(steps))])
+    return replace(recipe, loader=loader_named(data[FOR], where(FOR))) if FOR in data else recipe
+
+
+def _is_recipe(data: object) -> TypeGuard[Mapping[str, Any]]:
+    keys = set(data) if isinstance(data, Mapping) else set()
+    return keys - {FOR} == {"passes"} and isinstance(cast("Any", data)["passes"], list)
+
+
+def loader_named(name: object, where: str) -> Loader:
+    """The loader of this name. Raises `RecipeError` with `where` it was asked for."""
+    known: tuple[Loader, ...] = get_args(Loader)
+    for one in known:
+        if name == one:
+            return one
+    raise RecipeError(f"{where}: there is no loader {name!r}: it is one of {', '.join(known)}")
 
 
 def from_options(options: Mapping[str, object]) -> Recipe:
@@ -149,7 +175,7 @@ class _Where:
     """Names a place in a recipe: file, line (of the nearest key whose line is known), keys."""
 
     source: str
-    lines: Mapping[tuple[Any, ...], int]
+    lines: Lines
 
     def __call__(self, *keys: object) -> str:
         known = next((keys[:n] for n in range(len(keys), -1, -1) if keys[:n] in self.lines), None)
@@ -247,43 +273,3 @@ def _step_json(step: PrunePass | IrStep) -> dict[str, Any]:
         return {IR_PASS: step.path, "options": dict(step.options)} if step.options else {IR_PASS: step.path}
     values = {option.name: getattr(step, option.name) for option in options_of(type(step))}
     return {step.name: {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}}
-
-
-def _read_json(path: Path, text: str) -> tuple[object, dict[tuple[Any, ...], int]]:
-    try:
-        data = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise RecipeError(f"{path}: not valid JSON: {error or 'nested too deeply'}") from error
-    return data, _read_yaml(path, text.replace("\t", " "))[1]  # JSON is YAML, but for tabs
-
-
-def _read_yaml(path: Path, text: str) -> tuple[object, dict[tuple[Any, ...], int]]:
-    """What a YAML text holds, and the line of every key down to a pass's options."""
-    import yaml
-
-    try:
-        lines: dict[tuple[Any, ...], int] = {}
-        _note_lines(yaml.compose(text, Loader=yaml.SafeLoader), (), lines)
-        return yaml.safe_load(text), lines
-    except yaml.MarkedYAMLError as error:
-        line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise RecipeError(f"{path}{line}: not valid YAML: {error.problem or error.context}") from error
-    except (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
-        reason = " ".join(str(error).split())[:200]  # PyYAML lets such errors out of bad scalars
-        raise RecipeError(f"{path}: not valid YAML: {reason or type(error).__name__}") from error
-
-
-def _note_lines(node: Any, keys: tuple[Any, ...], lines: dict[tuple[Any, ...], int]) -> None:
-    import yaml
-
-    if node is None or len(keys) > 4:
-        return
-    lines[keys] = node.start_mark.line + 1
-    if isinstance(node, yaml.SequenceNode):
-        for index, item in enumerate(node.value):
-            _note_lines(item, (*keys, index), lines)
-    elif isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            inner = (*keys, key.value) if isinstance(key, yaml.ScalarNode) else keys
-            _note_lines(value, inner, lines)
-            lines[inner] = key.start_mark.line + 1

@@ -6,7 +6,8 @@ A selection is a text of items with commas between, or an iterable of items:
 `3`, `-1`           a layer, counted through the model from 0 (from the end: from -1)
 `2-4`               a range of layers, both ends included
 `first:2`           a policy: `first:n`, `last:n`, `early:n` (the n after the first layer),
-                    `middle:n`, `every:n` (layers n-1, 2n-1, …), `random:n` or `random:n:seed`
+                    `middle:n`, `every:n` (layers n-1, 2n-1, …), `even:n` (n at even distances,
+                    the first and the last among them), `random:n` or `random:n:seed`
 `all`               every layer
 `decoder.3`         any of these within one stack: `decoder.2-4`, `decoder.-1`, `decoder.last:2`
 `decoder`           every layer of one stack
@@ -37,7 +38,7 @@ _Place: TypeAlias = "tuple[str, int]"  # a stack's name, and the position of a l
 
 _ALL_BUT = "all-but:"
 _NUMBER = re.compile(r"(-?\d{1,9})(?:-(-?\d{1,9}))?")
-_POLICY = re.compile(r"(first|last|early|middle|every|random):(\d{1,9})(?::(\d{1,9}))?")
+_POLICY = re.compile(r"(first|last|early|middle|every|even|random):(\d{1,9})(?::(\d{1,9}))?")
 
 
 def select_layers(architecture: Architecture, selection: Selection) -> tuple[tuple[Stack, Layer], ...]:
@@ -59,6 +60,19 @@ def select_layers(architecture: Architecture, selection: Selection) -> tuple[tup
         for position, layer in enumerate(stack.layers)
         if (stack.name, position) in places
     )
+
+
+def select_stack(architecture: Architecture, name: str) -> tuple[Stack, ...]:
+    """The copies in `architecture` of the stack of that name; "" is the only stack that there is.
+
+    Raises `SelectionError` where the model has no such stack, or several and none is named.
+    """
+    names = list(dict.fromkeys(stack.name for stack in _stacks(architecture)))
+    wanted = names[0] if not name and len(names) == 1 else name
+    if wanted not in names:
+        asked = f"no stack is called {name!r}" if name else "a stack has to be named"
+        raise SelectionError(f"{asked}: the model has {', '.join(names) or 'none'}")
+    return tuple(stack for stack in architecture.stacks if stack.name == wanted)
 
 
 def select_blocks(
@@ -85,8 +99,9 @@ def policy_layers(count: int, policy: str, number: int, seed: int = 0) -> tuple[
 
     `first`, `last`, `middle` and every second are the bottom, top, symmetric and alternate
     dropping of Sajjad et al., "On the Effect of Dropping Layers of Pre-trained Transformer
-    Models" (2020); `early` keeps the first layer and takes those after it. Raises
-    `SelectionError` where there are too few layers.
+    Models" (2020); `early` keeps the first layer and takes those after it. `even` are those that
+    Shleifer and Rush keep (2020, https://arxiv.org/abs/2010.13002). Raises `SelectionError` where
+    there are too few layers.
     """
     if number < 1 or number > count - (policy == "early"):
         spare = " after the first" if policy == "early" else ""
@@ -96,9 +111,11 @@ def policy_layers(count: int, policy: str, number: int, seed: int = 0) -> tuple[
         return tuple(range(start[policy], start[policy] + number))
     if policy == "every":
         return tuple(range(number - 1, count, number))
+    if policy == "even":
+        return tuple(round(i * (count - 1) / max(number - 1, 1)) for i in range(number))
     if policy == "random":
         return tuple(sorted(random.Random(seed).sample(range(count), number)))
-    raise SelectionError(f"no policy is called {policy!r}: first, last, early, middle, every, random")
+    raise SelectionError(f"no policy is called {policy!r}: first, last, early, middle, every, even, random")
 
 
 @dataclass(frozen=True)

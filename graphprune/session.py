@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graphprune.errors import LoadError, RunError
+from graphprune.slots import cache_slot
 
 if TYPE_CHECKING:
     import numpy as np
@@ -48,13 +49,17 @@ class Session:
         try:
             values = self.runtime.run(None, {name: feeds[name] for name in self.inputs})
         except Exception as error:  # the runtime's own exceptions share no public base
-            raise RunError(f"{self.name}: {_first_line(error)}") from error
+            raise RunError(f"{self.name}: {first_line(error)}") from error
         return dict(zip(self.outputs, values, strict=True))
 
     def cast(self, name: str, array: NDArray[Any]) -> NDArray[np.generic]:
         """`array` in the element type that the input `name` takes."""
+        return array.astype(self.element_type(name) or array.dtype, copy=False)
+
+    def element_type(self, name: str) -> str | None:
+        """Numpy's name for the element type that the input `name` takes; None where numpy has none."""
         kind = next(one.type for one in self.runtime.get_inputs() if one.name == name)
-        return array.astype(_TYPES.get(kind, array.dtype), copy=False)
+        return _TYPES.get(kind)
 
 
 def open_session(
@@ -69,7 +74,7 @@ def open_session(
     try:
         runtime = ort.InferenceSession(str(path), options, providers=list(providers))
     except Exception as error:  # as above
-        raise LoadError(f"{path}: ONNX Runtime cannot load it: {_first_line(error)}") from error
+        raise LoadError(f"{path}: ONNX Runtime cannot load it: {first_line(error)}") from error
     inputs = tuple(one.name for one in runtime.get_inputs())
     return Session(name, runtime, inputs, tuple(one.name for one in runtime.get_outputs()))
 
@@ -77,19 +82,28 @@ def open_session(
 def open_sessions(path: str | Path, *, threads: int = 0) -> tuple[Session, ...]:
     """Sessions for every file of a bundle, those first whose outputs others take as inputs.
 
-    Raises `LoadError`.
+    Raises `LoadError`, also where the files do not belong together.
     """
     from graphprune.bundle import load
+    from graphprune.fileset import require_set
 
-    files = load(path).files
-    return tuple(sorted((open_session(file.path, file.name, threads=threads) for file in files), key=_turn))
+    bundle = load(path)
+    require_set(bundle)
+    return in_turn(open_session(file.path, file.name, threads=threads) for file in bundle.files)
+
+
+def in_turn(sessions: Iterable[Session]) -> tuple[Session, ...]:
+    """The sessions of a bundle's files, those first whose outputs others take as inputs."""
+    return tuple(sorted(sessions, key=_turn))
 
 
 def _turn(session: Session) -> tuple[bool, int]:
     """Encoders run before what reads their output, a decoder without past before one with it."""
+    pasts = sum(bool(cache_slot(name, "past")) for name in session.inputs)
     reads_encoder = any(name.startswith("encoder_") for name in session.inputs)
-    return reads_encoder, sum(name.startswith("past") for name in session.inputs)
+    return reads_encoder or pasts > 0, pasts
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What an exception of the runtime says, in one line."""
     return next(iter(str(error).strip().splitlines()), "") or type(error).__name__

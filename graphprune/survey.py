@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from graphprune.architecture import Architecture, Block, Layer, Stack
+    from graphprune.architecture import Architecture, Block, Layer, Loader, Stack
     from graphprune.bundle import Bundle
 
 _PROBE = 1024  # elements that are compared of a weight: enough to tell trained towers apart
+_CORNER = 32  # and rows and columns, where one is the other transposed
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,15 +31,24 @@ class SurveyedFile:
     architecture: Architecture
 
 
-def inspect(bundle: Bundle) -> tuple[SurveyedFile, ...]:
+def loader_of(bundle: Bundle) -> Loader:
+    """Which program a bundle seems made for, by the configs that lie in its folder."""
+    if "genai_config.json" in bundle.configs:
+        return "genai"
+    return "optimum" if "config.json" in bundle.configs else "plain"
+
+
+def inspect(bundle: Bundle, loader: Loader | None = None) -> tuple[SurveyedFile, ...]:
     """Recover all files of `bundle`; in each architecture, `numbering` has the stacks of them all.
 
     Stacks with cross-attention count after those without: an encoder before its decoder,
-    whatever the files are called.
+    whatever the files are called. `loader` is who will load what is made of the bundle, told
+    from its configs if it is not given.
     """
     from graphprune.recover import recover
 
-    files = [SurveyedFile(file.name, recover(file.model)) for file in bundle.files]
+    loader = loader or loader_of(bundle)
+    files = [SurveyedFile(f.name, replace(recover(f.model), loader=loader)) for f in bundle.files]
     if len(files) == 1:
         return tuple(files)
     clashing = _clashing([stack for file in files for stack in file.architecture.stacks])
@@ -75,16 +85,20 @@ def _clashing(stacks: Iterable[Stack]) -> set[str]:
 def same_stack(one: Stack, other: Stack) -> bool:
     """Whether two stacks are copies: the same layers of the same blocks, and no weight that differs.
 
-    Only the first weights of the FFNs are looked at, and of these the first elements; weights
-    stored in different types (a quantized file beside the original) do not tell stacks apart.
+    Weights stored in different types (a quantized file beside the original) do not tell stacks
+    apart; of FFNs the first is looked at, and of it the first elements.
     """
     if one is other:
         return True
     kinds = [[[block.kind for block in layer.blocks] for layer in stack.layers] for stack in (one, other)]
-    if kinds[0] != kinds[1]:
-        return False
-    pairs = zip(one.blocks, other.blocks, strict=True)
-    return not any(_differ(_first_weight(a), _first_weight(b)) for a, b in pairs if a.kind == "ffn")
+    return kinds[0] == kinds[1] and same_weights(one, other)
+
+
+def same_weights(one: Stack, other: Stack, *, floats: bool = False) -> bool:
+    """Whether nothing sets the weights of two stacks with the same blocks apart; only `floats` if asked."""
+    ffns = [(a, b) for a, b in zip(one.blocks, other.blocks, strict=True) if a.kind == "ffn"]
+    pairs = [(_first_weight(a), _first_weight(b)) for a, b in ffns]
+    return not any(_differ(a, b) for a, b in pairs if not floats or (a and a.dtype.is_floating_point()))
 
 
 def _first_weight(block: Block) -> ir.TensorProtocol | None:
@@ -97,10 +111,10 @@ def _differ(one: ir.TensorProtocol | None, other: ir.TensorProtocol | None) -> b
 
     if one is None or other is None or one.dtype != other.dtype or len(one.shape) != len(other.shape):
         return False
-    if tuple(one.shape) != tuple(other.shape):
-        return True
-    first, second = (np.asarray(tensor.numpy()).reshape(-1)[:_PROBE] for tensor in (one, other))
-    return first.tobytes() != second.tobytes()
+    a, b = np.asarray(one.numpy()), np.asarray(other.numpy())
+    if a.shape != b.shape and a.shape == b.T.shape:  # a Gemm may hold a MatMul's weight turned
+        return bool(np.any(a[:_CORNER, :_CORNER] != b[:_CORNER, :_CORNER].T))
+    return a.shape != b.shape or a.reshape(-1)[:_PROBE].tobytes() != b.reshape(-1)[:_PROBE].tobytes()
 
 
 def _renamed(file: SurveyedFile, clashing: set[str]) -> SurveyedFile:

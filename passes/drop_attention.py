@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar, Literal
 
 from graphprune.architecture import Architecture, Block, BlockKind
 from graphprune.prunepass import Edit, Skipped, select_blocks, size_of
-from graphprune.surgery import drop_block
+from graphprune.surgery import caches_kept, drop_block
 
 ATTENTION: tuple[BlockKind, ...] = ("attention", "cross_attention")
 KINDS: dict[str, tuple[BlockKind, ...]] = {
@@ -25,7 +25,8 @@ class DropAttention:
 
     `which` says whether the self-attention goes, the cross-attention (of a decoder that reads
     an encoder), or both. In a post-norm model the norm after the block stays unless
-    `post_norm` is "drop". In a parallel block the FFN beside the attention stays.
+    `post_norm` is "drop". In a parallel block the FFN beside the attention stays. Where the
+    loader of the result could not do without the cache, the keys and values stay.
     """
 
     name: ClassVar[str] = "drop_attention"
@@ -35,17 +36,29 @@ class DropAttention:
 
     def plan(self, architecture: Architecture) -> Iterator[Edit | Skipped]:
         """Say what would happen to every selected attention."""
-        for block in select_blocks(architecture, self.blocks, KINDS[self.which]):
-            yield self._edit(architecture, block) if block.droppable else Skipped(block.id, block.reason)
+        blocks = select_blocks(architecture, self.blocks, KINDS[self.which])
+        kept = caches_kept(architecture, {block for block in blocks if block.droppable})
+        for block in blocks:
+            yield self._edit(architecture, block, kept)
 
-    def _edit(self, architecture: Architecture, block: Block) -> Edit:
+    def _edit(self, architecture: Architecture, block: Block, kept: Mapping[Block, str]) -> Edit | Skipped:
+        if not block.droppable:
+            return Skipped(block.id, block.reason)
         apply = partial(
-            drop_block, block, architecture.stack_of(block), architecture.model,
-            kinds=ATTENTION, norm=self.post_norm == "drop",
+            drop_block, block, architecture,
+            kinds=ATTENTION, norm=self.post_norm == "drop", keep_caches=block in kept,
         )  # fmt: skip
+        caches = _what_of_caches(block, kept.get(block, ""))
         if block.kind == "parallel":
-            return Edit(block.id, "drop the attention of the parallel block", apply)
+            return Edit(block.id, f"drop the attention of the parallel block{caches}", apply)
         what = "the cross-attention" if block.kind == "cross_attention" else "the attention"
-        caches = sum(len(cache.inputs) + len(cache.outputs) for cache in block.caches)
-        also = f", {caches} cache inputs and outputs" if caches else ""
-        return Edit(block.id, f"drop {what}: {size_of(block)}{also}", apply, removes=(block,))
+        keeps = (block,) if block in kept else ()
+        return Edit(block.id, f"drop {what}: {size_of(block)}{caches}", apply, removes=(block,), keeps=keeps)
+
+
+def _what_of_caches(block: Block, kept: str) -> str:
+    """What becomes of a block's caches, for an edit's summary."""
+    if kept:
+        return f"; keeps its KV cache: {kept}"
+    number = sum(len(cache.inputs) + len(cache.outputs) for cache in block.caches)
+    return f"; removes {number} cache inputs and outputs, renumbers the rest" if number else ""

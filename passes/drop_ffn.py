@@ -32,10 +32,7 @@ class DropFfn:
             yield self._edit(architecture, block) if block.droppable else Skipped(block.id, block.reason)
 
     def _edit(self, architecture: Architecture, block: Block) -> Edit:
-        apply = partial(
-            drop_block, block, architecture.stack_of(block), architecture.model,
-            kinds=FFN, norm=self.post_norm == "drop",
-        )  # fmt: skip
+        apply = partial(drop_block, block, architecture, kinds=FFN, norm=self.post_norm == "drop")
         if block.kind == "parallel":
             return Edit(block.id, "drop the FFN of the parallel block", apply)
         return Edit(block.id, f"drop the FFN: {size_of(block)}", apply, removes=(block,))

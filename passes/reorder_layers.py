@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from graphprune.architecture import Architecture, Stack
 from graphprune.errors import SelectionError
-from graphprune.prunepass import Edit, Skipped
+from graphprune.prunepass import Edit, Skipped, select_stack
 from graphprune.surgery import arrange_layers
 
 
@@ -18,7 +18,7 @@ class ReorderLayers:
     """Run the layers of one stack in another order: `order` lists all of them, as `0,2,1,3`.
 
     The numbers count from 0 within the stack; `stack` names it where the model has several.
-    Caches stay with their layers.
+    KV caches go along, and are numbered as the layers run.
     """
 
     name: ClassVar[str] = "reorder_layers"
@@ -28,7 +28,7 @@ class ReorderLayers:
     def plan(self, architecture: Architecture) -> Iterator[Edit | Skipped]:
         """Say what would happen to the stack, and to every copy of it."""
         items = self.order.split(",") if isinstance(self.order, str) else self.order
-        for stack in _stacks(architecture, self.stack):
+        for stack in select_stack(architecture, self.stack):
             order = _permutation(stack, [str(item).strip() for item in items])
             fixed = next((block for block in stack.blocks if not block.droppable), None)
             if order == sorted(order):
@@ -37,19 +37,8 @@ class ReorderLayers:
                 yield Skipped(stack.name, f"{fixed.id} has to stay where it is: {fixed.reason}")
             else:
                 text = ", ".join(map(str, order))
-                yield Edit(
-                    stack.name, f"run its layers in the order {text}", partial(arrange_layers, stack, order)
-                )
-
-
-def _stacks(architecture: Architecture, name: str) -> list[Stack]:
-    names = list(dict.fromkeys(stack.name for stack in architecture.stacks))
-    if not name and len(names) == 1:
-        name = names[0]
-    if name not in names:
-        asked = f"no stack is called '{name}'" if name else "a stack has to be named"
-        raise SelectionError(f"reorder_layers: {asked}: the model has {', '.join(names) or 'none'}")
-    return [stack for stack in architecture.stacks if stack.name == name]
+                apply = partial(arrange_layers, stack, architecture, order)
+                yield Edit(stack.name, f"run its layers in the order {text}", apply, order=tuple(order))
 
 
 def _permutation(stack: Stack, items: list[str]) -> list[int]:

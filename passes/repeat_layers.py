@@ -10,7 +10,7 @@ from typing import ClassVar
 from graphprune.architecture import Architecture, Stack
 from graphprune.errors import SelectionError
 from graphprune.prunepass import Edit, Skipped, select_layers
-from graphprune.surgery import arrange_layers
+from graphprune.surgery import arrange_layers, why_not_again
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class RepeatLayers:
     """Run layers `times` times, each right after itself, over the same weights: deeper, not larger.
 
     With `together`, layers that follow each other repeat as one run: `0 1 0 1`, not `0 0 1 1`.
-    Layers with KV caches are left alone: each run would need a cache of its own. Sharing layers:
+    Each further run has KV caches of its own, all are numbered as the layers run. Sharing layers:
     Lan et al., 2019 (ALBERT), https://arxiv.org/abs/1909.11942; repeating them: Kim et al., 2023
     (depth up-scaling), https://arxiv.org/abs/2312.15166.
     """
@@ -38,19 +38,19 @@ class RepeatLayers:
         for stack, layer in select_layers(architecture, self.layers):
             chosen.setdefault(stack, []).append(layer.index)
         for stack, positions in chosen.items():
-            yield self._edit(stack, positions)
+            yield self._edit(architecture, stack, positions)
 
-    def _edit(self, stack: Stack, positions: list[int]) -> Edit | Skipped:
+    def _edit(self, architecture: Architecture, stack: Stack, positions: list[int]) -> Edit | Skipped:
         for block in (b for position in positions for b in stack.layers[position].blocks):
-            if block.caches:
-                return Skipped(
-                    stack.name, f"{block.id} has a KV cache, and each further run would need its own"
-                )
             if not block.droppable:
                 return Skipped(stack.name, f"{block.id} cannot be run twice: {block.reason}")
+        reason = why_not_again(stack, architecture, positions)
+        if reason:
+            return Skipped(stack.name, f"it cannot run layers twice: {reason}")
         order = _order(len(stack.layers), positions, self.times, self.together)
         text = " ".join(map(str, order))
-        return Edit(stack.name, f"run its layers as {text}", partial(arrange_layers, stack, order))
+        apply = partial(arrange_layers, stack, architecture, order)
+        return Edit(stack.name, f"run its layers as {text}", apply, order=tuple(order))
 
 
 def _order(count: int, positions: list[int], times: int, together: bool) -> list[int]:

@@ -83,6 +83,35 @@ def test_another_fault_than_the_source_has_is_blamed(tmp_path: Path) -> None:
         check(changed(tmp_path / "m.onnx", wrong_operator), source)
 
 
+def runtimes_own(graph: onnx.GraphProto) -> None:
+    """An op of the default domain that only the runtime knows: the checker stops there."""
+    graph.initializer.append(numpy_helper.from_array(np.ones(small.WIDTH, np.float32), "gamma"))
+    graph.node[4].output[0] = "sum"
+    graph.node.add(op_type="SimplifiedLayerNormalization", input=["sum", "gamma"], output=["out"])
+
+
+@pytest.mark.parametrize("faults", [1, 30])
+def test_what_the_checker_did_not_come_to_in_the_source_is_no_new_fault(tmp_path: Path, faults: int) -> None:
+    def wrong(graph: onnx.GraphProto) -> None:
+        for number in range(faults):
+            name = f"constant/of/a/long/name/{number}"
+            graph.node.add(op_type="Constant", output=[name]).attribute.add(
+                name="value", type=onnx.AttributeProto.TENSOR, t=numpy_helper.from_array(np.int64([number]))
+            )
+            graph.value_info.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.INT64, []))
+
+    def both(graph: onnx.GraphProto) -> None:
+        wrong(graph)
+        runtimes_own(graph)
+
+    source, sound = changed(tmp_path / "source.onnx", both), changed(tmp_path / "s.onnx", runtimes_own)
+    pruned = changed(tmp_path / "m.onnx", wrong)
+    assert "differ in rank" in check(pruned, source, run=False).tolerated[0]
+    with pytest.raises(CheckError, match="differ in rank") as found:
+        check(pruned, sound, run=False)
+    assert len(str(found.value)) < 600
+
+
 def test_the_signature_must_be_as_promised(tmp_path: Path) -> None:
     path = small.write(tmp_path / "m.onnx")
     with pytest.raises(CheckError, match=r"inputs that were promised; they differ in \['mask'\]"):

@@ -18,7 +18,9 @@ def line(*arguments: object) -> int:
     return run_line([str(argument) for argument in arguments])
 
 
-@pytest.mark.parametrize("command", ["export", "inspect", "passes", "prune", "run", "bench", "verify"])
+@pytest.mark.parametrize(
+    "command", ["export", "inspect", "passes", "prune", "run", "bench", "verify", "generate"]
+)
 def test_every_command_has_help_with_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert line(command, "--help") == 0
     shown = capsys.readouterr().out

@@ -15,8 +15,41 @@ PASSES = ROOT / "passes"
 
 # From the bottom up; what is not listed reads or changes graphs, and stands second.
 WORDS = {"errors", "macs", "architecture"}
-FILES = {"reading", "storage", "bundle", "inputs", "check", "session", "survey", "outcomes", "describe"}
-APPLICATION = {"pipeline", "adapter", "play", "compare", "timing", "exporter", "search", "report"}
+FILES = {
+    "reading",
+    "storage",
+    "bundle",
+    "inputs",
+    "check",
+    "session",
+    "survey",
+    "outcomes",
+    "describe",
+    "fileset",
+    "copies",
+    "tagging",
+    "profiled",
+    "genconfig",
+    "ports",
+    "language",
+    "lane",
+    "prompting",
+}
+APPLICATION = {
+    "pipeline",
+    "cachecheck",
+    "adapter",
+    "play",
+    "generator",
+    "compare",
+    "timing",
+    "exporter",
+    "search",
+    "report",
+    "phases",
+    "profiler",
+    "tracing",
+}
 PASS_MAY_IMPORT = {"prunepass", "architecture", "surgery", "errors"}
 HEAVY = {"torch", "transformers", "optimum"}
 

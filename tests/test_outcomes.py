@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
+import onnx_ir as ir
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from graphprune.architecture import Architecture, BlockKind
+from graphprune.architecture import Architecture, BlockKind, Cache
 from graphprune.errors import SelectionError
 from graphprune.outcomes import Outcome, ask, removed
 from graphprune.prunepass import Edit, Skipped
@@ -74,6 +75,19 @@ def told(outcomes: Sequence[Outcome]) -> list[tuple[str, str, str]]:
         (one.name, one.answer.target, one.answer.reason if isinstance(one.answer, Skipped) else "")
         for one in outcomes
     ]
+
+
+@dataclass(frozen=True)
+class Reverse:
+    """Runs the layers of a stack the other way round."""
+
+    stack: str
+    name: ClassVar[str] = "reverse"
+
+    def plan(self, architecture: Architecture) -> Iterator[Edit | Skipped]:
+        for stack in architecture.stacks:
+            if stack.name == self.stack:
+                yield Edit(stack.name, "reversed", nothing, order=tuple(range(len(stack.layers)))[::-1])
 
 
 def test_edits_of_different_blocks_all_stand() -> None:
@@ -160,3 +174,43 @@ def test_no_block_is_removed_twice_and_all_asked_for_are(asked: list[tuple[str, 
     gone = [block.id for edit in edits for block in edit.removes]
     assert len(outcomes) == len(asked)
     assert sorted(gone) == sorted(expected)
+
+
+def test_two_orders_for_one_stack_are_refused() -> None:
+    stacks = [("encoder", [["attention", "ffn"]] * 2), ("decoder", [["attention", "ffn"]] * 2)]
+    files = [SurveyedFile("model.onnx", architecture(stacks))]
+    assert len(ask([Reverse("encoder"), Reverse("decoder")], files)) == 2
+    with pytest.raises(SelectionError, match=r"reverse would arrange the layers of 'encoder' twice"):
+        ask([Reverse("encoder"), Reverse("encoder")], files)
+
+
+def test_layers_stay_whose_keys_another_file_computes() -> None:
+    decoder = architecture([("decoder", [["attention", "cross_attention", "ffn"]] * 2)])
+    names = (("past_key_cross_{}", "past_value_cross_{}"), ("present_key_cross_{}", "present_value_cross_{}"))
+    layers = tuple(
+        replace(
+            layer,
+            blocks=tuple(
+                replace(
+                    block,
+                    caches=(Cache("cross", (), (), tuple(n.format(layer.index) for n in names[0]), ()),),
+                )
+                if block.kind == "cross_attention"
+                else block
+                for block in layer.blocks
+            ),
+        )
+        for layer in decoder.stacks[0].layers
+    )
+    decoder = replace(decoder, stacks=(replace(decoder.stacks[0], layers=layers),))
+    encoder = architecture([("encoder", [["attention", "ffn"]] * 2)])
+    stacks = (*encoder.stacks, *decoder.stacks)
+    decoder, encoder = (replace(one, numbering=stacks) for one in (decoder, encoder))
+    files = [SurveyedFile("decoder.onnx", decoder), SurveyedFile("encoder.onnx", encoder)]
+    assert all(isinstance(one.answer, Edit) for one in ask([DropLayers("decoder.0")], files))
+    encoder.model.graph.outputs.extend(ir.val(name.format(0)) for name in names[1])
+    (outcome,) = ask([DropLayers("decoder.0")], files)
+    assert isinstance(outcome.answer, Skipped) and "encoder.onnx computes keys" in outcome.answer.reason
+    (outcome,) = ask([Reverse("decoder")], files)
+    assert isinstance(outcome.answer, Skipped)
+    assert isinstance(ask([DropLayers("decoder.1")], files)[0].answer, Edit)

@@ -60,8 +60,9 @@ def test_steps_with_the_cache_equal_one_run_over_all_tokens(family: str) -> None
     np.testing.assert_allclose(stepwise, whole.outputs["logits"], atol=1e-4)
 
 
-def test_a_decoder_reads_its_encoder_and_goes_on_from_the_first_cache() -> None:
-    sessions = open_sessions(zoo("t5").folder())
+@pytest.mark.parametrize("family", ["t5", "whisper"])  # Whisper's file with past takes nothing of an encoder
+def test_a_decoder_reads_its_encoder_and_goes_on_from_the_first_cache(family: str) -> None:
+    sessions = open_sessions(zoo(family).folder())
     calls = play(sessions, Source(batch=2, sequence=5), steps=1)
     (encoder,) = of_file(calls, "encoder_model.onnx")
     (first,) = of_file(calls, "decoder_model.onnx")

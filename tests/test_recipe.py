@@ -96,7 +96,7 @@ def test_a_text_with_commas_is_a_sequence_where_one_is_wanted() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "a recipe is a mapping with the one key 'passes'"),
+        ("", "a recipe is a mapping with the key 'passes'"),
         ("- drop_thing: 3", ":1: a recipe is a mapping"),
         ("passes: []", ":1: passes: the list of passes is empty"),
         (

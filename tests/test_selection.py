@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -117,7 +119,7 @@ def test_a_file_of_a_bundle_answers_for_its_own_stacks_only() -> None:
         layers("5", of=decoder)
 
 
-POLICIES = ["first", "last", "early", "middle", "every", "random"]
+POLICIES = ["first", "last", "early", "middle", "every", "even", "random"]
 
 
 @given(
@@ -155,3 +157,18 @@ def test_any_text_selects_or_is_refused(text: str) -> None:
         assert layers(text)
     except SelectionError as error:
         assert "\n" not in str(error)
+
+
+def test_even_distances() -> None:
+    """As Shleifer and Rush keep them (2020, their student layers of 12), but for halves."""
+    assert [policy_layers(12, "even", number) for number in (1, 2, 3, 6)] == [
+        (0,), (0, 11), (0, 6, 11), (0, 2, 4, 7, 9, 11),
+    ]  # fmt: skip
+
+
+@given(count=st.integers(2, 60), number=st.integers(2, 60))
+def test_even_distances_differ_by_one_at_most(count: int, number: int) -> None:
+    if number <= count:
+        chosen = policy_layers(count, "even", number)
+        steps = {b - a for a, b in pairwise(chosen)}
+        assert (chosen[0], chosen[-1]) == (0, count - 1) and max(steps) - min(steps) <= 1

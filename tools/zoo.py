@@ -95,7 +95,8 @@ class Entry:
         """
         if name == "exported":
             return file
-        key = _hash(_environment("zoo_dialects.py", OPTIMIZERS))
+        sources = ("zoo_dialects.py", "zoo_quantized.py")
+        key = _hash("".join(_environment(source, OPTIMIZERS) for source in sources))
         folder = file.parent / f"{name}-{key}" / file.stem
         return _built(folder, lambda out: treat(name, file, out / file.name, self.family)) / file.name
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import contextlib
 import signal
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+from tools import zoo_quantized as quantized
 from tools.zoo_truth import Family
 
 SECONDS = 30
@@ -62,38 +65,23 @@ def _onnxsim(source: Path, target: Path, family: Family) -> None:
     onnx.save(simplified, target)
 
 
-def _int8(source: Path, target: Path, family: Family) -> None:
-    from onnxruntime.quantization import quantize_dynamic
+def _then(*steps: Dialect) -> Dialect:
+    """One treatment after another."""
 
-    quantize_dynamic(source, target)
+    def write(source: Path, target: Path, family: Family) -> None:
+        with TemporaryDirectory() as folder:
+            for number, step in enumerate(steps[:-1]):
+                made = Path(folder) / f"{number}.onnx"
+                step(source, made, family)
+                source = made
+            steps[-1](source, target, family)
+
+    return write
 
 
-def _int4(source: Path, target: Path, family: Family) -> None:
-    import onnx
-    from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
-
-    quantizer: Any = MatMulNBitsQuantizer(onnx.load(source), block_size=16)
-    quantizer.process()
-    onnx.save(quantizer.model.model, target)
-
-
-def _qdq(source: Path, target: Path, family: Family) -> None:
-    import onnxruntime as ort
-    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_static
-
-    from tools.zoo_feeds import Feeds, make_feeds
-
-    session = ort.InferenceSession(source, providers=["CPUExecutionProvider"])
-    past = 3 if any(value.name.startswith("past") for value in session.get_inputs()) else 0
-    batches = [make_feeds(session, past=past)]
-
-    class Reader(CalibrationDataReader):  # type: ignore[misc]
-        """One random batch."""
-
-        def get_next(self) -> Feeds | None:
-            return batches.pop() if batches else None
-
-    quantize_static(source, target, Reader(), quant_format=QuantFormat.QDQ)
+def _plain(treatment: Callable[[Path, Path], None]) -> Dialect:
+    """A treatment that does not ask for the family."""
+    return lambda source, target, family: treatment(source, target)
 
 
 DIALECTS: dict[str, Dialect] = {
@@ -104,10 +92,26 @@ DIALECTS: dict[str, Dialect] = {
     "fused-fp16": _fused(half=True),
     "onnxslim": _onnxslim,
     "onnxsim": _onnxsim,
-    "int8": _int8,
-    "int4": _int4,
-    "qdq": _qdq,
+    "int8": _plain(quantized.dynamic),
+    "int8-ort": _then(_plain(quantized.dynamic), _ort("ENABLE_EXTENDED")),
+    "fused-int8": _then(_fused(half=False), _plain(quantized.dynamic)),
+    "int4": _plain(partial(quantized.blocks, symmetric=False)),
+    "int4-gather": _plain(partial(quantized.blocks, symmetric=True, tables=True)),
+    "int4-qdq": _plain(partial(quantized.blocks, symmetric=False, qdq=True)),
+    "qdq": _plain(partial(quantized.static, qdq=True)),
+    "qdq-ort": _then(_plain(partial(quantized.static, qdq=True)), _ort("ENABLE_EXTENDED")),
+    "qoperator": _plain(partial(quantized.static, qdq=False)),
+    "weight-only": _plain(partial(quantized.weights, dequantize=False)),
+    "weight-qdq": _plain(partial(quantized.weights, dequantize=True)),
+    "fp16": _plain(partial(quantized.half, keep_io=False)),
+    "fp16-mixed": _plain(partial(quantized.half, keep_io=True, islands=True)),
+    "bf16": _plain(quantized.brain),
 }
+QUANTIZED = (
+    "int8", "int8-ort", "fused-int8", "int4", "int4-gather", "int4-qdq", "qdq", "qdq-ort", "qoperator",
+    "weight-only", "weight-qdq",
+)  # fmt: skip
+HALF = ("fp16", "fp16-mixed", "fused-fp16", "bf16")
 
 
 def treat(name: str, source: Path, target: Path, family: Family) -> None:

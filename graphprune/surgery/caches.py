@@ -1,95 +1,155 @@
-"""KV caches of blocks that go: their graph inputs and outputs, and the numbers of the others."""
+"""KV caches of blocks that go: which stay all the same, and how the others leave the signature."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 
 import onnx_ir as ir
 
-from graphprune.architecture import Block, Cache, Stack
-from graphprune.dataflow import SHAPE_OPS, attribute_graphs
+from graphprune.architecture import Architecture, Block, Layer
+from graphprune.dataflow import SHAPE_OPS
+from graphprune.surgery.signature import (
+    Part,
+    Parts,
+    Signature,
+    branches,
+    number_caches,
+    parts_by_layer,
+)
 from graphprune.surgery.values import sort
 
+PAIRS = "optimum pairs four of them a layer"
+LAST = "the last one tells how long the past is"
+# Marks cached values of blocks that are gone.
+_GONE = "graphprune.cache_gone"
 
-def remove_caches(block: Block, stack: Stack, model: ir.Model) -> None:
-    """Take a block's KV inputs and outputs out of the signature, and number the stack's others without gaps.
+
+def caches_kept(architecture: Architecture, going: Collection[Block]) -> dict[Block, str]:
+    """Of the attention blocks `going`, those whose keys and values are still to be put out, and why.
+
+    optimum zips the self- and the cross-caches of a decoder by their position: a layer loses
+    both or none. The last self-cache of a graph stays for every loader: without it nobody
+    knows at which position a step is.
+    """
+    kept: dict[Block, str] = {}
+    for stack in architecture.stacks:
+        mine = [[block for block in layer.blocks if block.caches] for layer in stack.layers]
+        for cached in mine if architecture.loader == "optimum" else ():
+            gone = [block for block in cached if block in going]
+            if len(gone) < len(cached):
+                kept |= dict.fromkeys(gone, PAIRS)
+        kept |= dict.fromkeys(_last(stack.layers, going, kept), LAST)
+    return kept
+
+
+def _last(layers: Collection[Layer], going: Collection[Block], kept: Collection[Block]) -> list[Block]:
+    """The cached blocks of the last layer that has a self-cache, where all of these are `going`."""
+    caching = [layer for layer in layers if any(_holds_self(block) for block in layer.blocks)]
+    blocks = [block for layer in caching for block in layer.blocks if _holds_self(block)]
+    if not blocks or any(block not in going or block in kept for block in blocks):
+        return []
+    return [block for block in caching[-1].blocks if block.caches and block in going]
+
+
+def _holds_self(block: Block) -> bool:
+    return any(cache.kind == "self" for cache in block.caches)
+
+
+def remove_caches(block: Block, architecture: Architecture) -> None:
+    """Take a block's KV inputs and outputs out of the signature, and number the others without gaps.
 
     What else reads such an input (the length of the mask is often taken from the first cache)
-    reads the same input of another layer from then on; where there is none, the input stays.
+    reads the same input of another layer from then on; where there is none, the cache stays.
     In a branch of an `If`, whose outputs go by position, the other branch loses the same ones.
     """
-    owner = None if stack.graph is model.graph else _owner(model.graph, stack.graph)
-    branching = owner if owner is not None and owner.op_type == "If" else None
-    if branching is not None:
-        _remember_names(branching)
+    if not block.caches:
+        return
+    stack = architecture.stack_of(block)
+    signature = Signature.of(stack.graph, architecture.model)
+    stacks = [one for one in architecture.stacks if one.graph is stack.graph]
+    others = [
+        signature.parts(one.caches) for s in stacks for one in s.blocks if one is not block and one.caches
+    ]
     for cache in block.caches:
-        for position, value in enumerate(cache.outputs):
-            _lend_shape(value, position, cache, block, stack)
-            _remove_output(value, stack.graph, branching)
-        for position, value in enumerate(cache.inputs):
-            _remove_input(value, position, cache, stack)
-    _renumber(stack, branching)
+        parts = signature.parts([cache])
+        if any(_is_needed(value, part, block, others) for part, value in parts.items()):
+            continue
+        for part, value in parts.items():
+            if part[1] == "out":
+                _lend_shape(value, part, block, others)
+                value.meta[_GONE] = True
+                _remove_output(value, signature)
+        for part, value in parts.items():
+            if part[1] == "in":
+                _remove_input(value, part, others)
+    layers = parts_by_layer(stacks, signature)
+    _remove_ownerless(block, layers, signature, others)
+    slots = [parts for parts in layers.values() if parts]
+    number_caches(signature, slots, slots)
 
 
-def _lend_shape(value: ir.Value, position: int, cache: Cache, block: Block, stack: Stack) -> None:
-    """Who reads the length of what is cached reads it off another layer's cache."""
-    others = (
-        other.outputs[position]
-        for one in stack.blocks
-        for other in one.caches
-        if one is not block and other.kind == cache.kind and position < len(other.outputs)
-    )
-    stand_in = next((found for found in others if found.is_graph_output()), None)
+def _remove_ownerless(
+    block: Block, layers: Mapping[Layer, Parts], signature: Signature, others: Collection[Parts]
+) -> None:
+    """With the last cache that a block of a layer owns go those that an earlier run kept of the layer."""
+    layer = next(layer for layer in layers if any(block is one for one in layer.blocks))
+    owned = signature.parts(cache for one in layer.blocks for cache in one.caches)
+    if any(value.is_graph_input() or value.is_graph_output() for value in owned.values()):
+        return
+    for part, value in layers[layer].items():
+        if part not in owned and part[1] == "out":
+            _remove_output(value, signature)
+        elif part not in owned:
+            _remove_input(value, part, others)
+
+
+def _stand_ins(part: Part, others: Collection[Parts]) -> Iterator[ir.Value]:
+    """The same part of other caches that are still there."""
+    for other in others:
+        value = other.get(part)
+        if value is not None and (value.is_graph_input() or value.is_graph_output()):
+            yield value
+
+
+def _is_needed(value: ir.Value, part: Part, block: Block, others: Collection[Parts]) -> bool:
+    """Whether somebody else reads an input that nobody can stand in for."""
+    if part[1] == "out" or any(_stand_ins(part, others)):
+        return False
+    own = set(block.nodes)
+    return any(use.node not in own and not _dead(use.node) for use in value.uses())
+
+
+def _lend_shape(value: ir.Value, part: Part, block: Block, others: Collection[Parts]) -> None:
+    """Who reads the length of what is cached reads it off the next layer's cache that is still computed.
+
+    Still put out it need not be: where the other branch of an `If` has lost that layer first, this
+    branch still runs it, and later layers may depend on it.
+    """
+    found = (other[part] for other in others if part in other)
+    stand_in = next((one for one in found if not one.meta.get(_GONE)), None)
     owned = set(block.nodes)
     readers = [use for use in value.uses() if use.node.op_type in SHAPE_OPS and use.node not in owned]
     if stand_in is None or not readers:
         return
     for use in readers:
         use.node.replace_input_with(use.idx, stand_in)
-    sort(stack.graph)  # the other layer's cache is computed later
+    graph = readers[0].node.graph
+    if isinstance(graph, ir.Graph):
+        sort(graph)  # the other layer's cache is computed later
 
 
-def _alive(cache: Cache) -> bool:
-    return any(v.is_graph_input() for v in cache.inputs) or any(v.is_graph_output() for v in cache.outputs)
-
-
-# Where an If output keeps the name, and a branch's output the position, that it had at first.
-_NAMES = "graphprune.output_names"
-_POSITION = "graphprune.output_position"
-
-
-def _remember_names(owner: ir.Node) -> None:
-    if _NAMES not in owner.meta:
-        owner.meta[_NAMES] = [output.name for output in owner.outputs]
-        for branch in _branches(owner):
-            for position, output in enumerate(branch.outputs):
-                output.meta[_POSITION] = position
-
-
-def _branches(owner: ir.Node) -> list[ir.Graph]:
-    return [graph for attribute in owner.attributes.values() for graph in attribute_graphs(attribute)]
-
-
-def _remove_output(value: ir.Value, graph: ir.Graph, branching: ir.Node | None) -> None:
+def _remove_output(value: ir.Value, signature: Signature) -> None:
     if not value.is_graph_output():
         return
+    graph, owner = signature.graph, signature.owner
     position = next(i for i, output in enumerate(graph.outputs) if output is value)
     value.name = f"{value.name}_dropped"
-    if branching is None:
+    if owner is None:
         graph.outputs.pop(position)
         return
-    for branch in _branches(branching):
+    for branch in branches(owner):
         branch.outputs.pop(position)
-    _drop_node_output(branching, position)
-
-
-def _owner(within: ir.Graph, graph: ir.Graph) -> ir.Node | None:
-    """The node that holds `graph` as an attribute."""
-    for node in ir.traversal.RecursiveGraphIterator(within):
-        for attribute in node.attributes.values():
-            if any(inner is graph for inner in attribute_graphs(attribute)):
-                return node
-    return None
+    _drop_node_output(owner, position)
 
 
 def _drop_node_output(node: ir.Node, position: int) -> None:
@@ -109,26 +169,14 @@ def _drop_node_output(node: ir.Node, position: int) -> None:
     node.resize_outputs(len(node.outputs) - 1)
 
 
-def _remove_input(value: ir.Value, position: int, cache: Cache, stack: Stack) -> None:
+def _remove_input(value: ir.Value, part: Part, others: Collection[Parts]) -> None:
     graph = value.graph
     if not isinstance(graph, ir.Graph) or not value.is_graph_input():
         return
-    stand_in = next(_counterparts(value, position, cache, stack), None)
-    if stand_in is None and any(not _dead(use.node) for use in value.uses()):
-        return
+    stand_in = next(_stand_ins(part, others), None)
     for use in tuple(value.uses()):
         use.node.replace_input_with(use.idx, stand_in)
     graph.inputs.remove(value)
-
-
-def _counterparts(value: ir.Value, position: int, cache: Cache, stack: Stack) -> Iterator[ir.Value]:
-    """The same input of the same kind of cache in other layers."""
-    for block in stack.blocks:
-        for other in block.caches:
-            if other.kind == cache.kind and position < len(other.inputs):
-                found = other.inputs[position]
-                if found is not value and found.is_graph_input():
-                    yield found
 
 
 def _dead(node: ir.Node) -> bool:
@@ -143,38 +191,3 @@ def _dead(node: ir.Node) -> bool:
             seen.update(fresh)
             work.extend(fresh)
     return True
-
-
-def _renumber(stack: Stack, branching: ir.Node | None) -> None:
-    """Give the caches that are left the first of the names that there were, in order."""
-    for kind in ("self", "cross"):
-        caches = [
-            [cache for block in layer.blocks for cache in block.caches if cache.kind == kind]
-            for layer in stack.layers
-        ]
-        names = [found for found in caches if found]
-        left = [
-            found
-            for layer, found in zip(stack.layers, caches, strict=True)
-            if found and any(_alive(cache) for block in layer.blocks for cache in block.caches)
-        ]
-        for old, new in zip(left, names, strict=False):
-            for cache, named in zip(old, new, strict=False):
-                _rename(cache, named)
-                if branching is not None:
-                    _rename_outputs(branching, stack.graph, cache, named)
-
-
-def _rename(cache: Cache, named: Cache) -> None:
-    for values, names in ((cache.inputs, named.input_names), (cache.outputs, named.output_names)):
-        for value, name in zip(values, names, strict=False):
-            if value.name != name and (value.is_graph_input() or value.is_graph_output()):
-                value.name = name
-
-
-def _rename_outputs(owner: ir.Node, graph: ir.Graph, cache: Cache, named: Cache) -> None:
-    """Give the outputs of an If, which are what the user sees, the names that the cache is to have."""
-    for value, source in zip(cache.outputs, named.outputs, strict=False):
-        if value.is_graph_output():
-            position = next(i for i, output in enumerate(graph.outputs) if output is value)
-            owner.outputs[position].name = owner.meta[_NAMES][source.meta[_POSITION]]

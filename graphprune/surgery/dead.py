@@ -5,15 +5,19 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from graphprune.dataflow import attribute_graphs
+from graphprune.surgery.fusing import take_over_norms
+from graphprune.surgery.values import NOTES
 
 
 def sweep(model: ir.Model) -> None:
     """Remove nodes, initializers and opset imports that nobody uses, to a fixpoint, subgraphs included.
 
-    Graph inputs stay, whether they are read or not.
+    Graph inputs stay, whether they are read or not. A fused sum-and-norm that is left with a norm
+    for nobody takes over another one of its sum.
     """
     for graph in _graphs(model.graph):
         _sweep_nodes(graph)
+        take_over_norms(graph)
     for graph in _graphs(model.graph):
         for name, value in list(graph.initializers.items()):
             if not value.uses() and not value.is_graph_output() and not value.is_graph_input():
@@ -21,6 +25,16 @@ def sweep(model: ir.Model) -> None:
     used = {node.domain for node in ir.traversal.RecursiveGraphIterator(model.graph)} | {""}
     for domain in set(model.graph.opset_imports) - used:
         del model.graph.opset_imports[domain]
+    for graph in _graphs(model.graph):
+        _forget(graph)
+
+
+def _forget(graph: ir.Graph) -> None:
+    """Take away what edits noted: it is about a graph that is no more."""
+    values = (value for node in graph for value in node.outputs)
+    for noted in (graph, *graph, *values, *graph.inputs, *graph.initializers.values()):
+        for key in [key for key in noted.meta if key.startswith(NOTES)]:
+            del noted.meta[key]
 
 
 def _graphs(graph: ir.Graph) -> list[ir.Graph]:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 import onnx_ir as ir
 
-from graphprune.architecture import Layer, Stack
-from graphprune.dataflow import ALIASES, SHAPE_OPS, SKIP_NORMS, captured_values, has_subgraph
+from graphprune.architecture import Architecture, Layer, Stack
+from graphprune.dataflow import ALIASES, SHAPE_OPS, SKIP_NORMS, TRANSPARENT, captured_values, has_subgraph
 from graphprune.errors import EditError
+from graphprune.surgery.runs import Runs
 from graphprune.surgery.sizes import release_shapes
+from graphprune.surgery.stored import storage
 from graphprune.surgery.sums import split_join
-from graphprune.surgery.values import current, detached, replace_value
+from graphprune.surgery.values import current, detached, graph_of, replace_value
 
+QUANTIZERS = {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"}
+NAMES = {"Identity", "QuantizeLinear", "DequantizeLinear"}
 # What may give the stream another shape inside of a layer (OPT flattens it).
 LAYOUTS = {"Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze"}
 
@@ -28,21 +32,26 @@ class _Segment:
     output: ir.Value
 
 
-def arrange_layers(stack: Stack, order: Sequence[int]) -> None:
+def arrange_layers(stack: Stack, architecture: Architecture, order: Sequence[int]) -> None:
     """Run the layers of a stack in `order`, positions in the stack; a position may come again.
 
-    Each further run is a copy of the layer's nodes that reads the same initializers. Layers
+    Each further run is a copy of the layer's nodes that reads the same initializers, and has
+    KV caches of its own; all caches are numbered in the order in which the layers run. Layers
     that do not come in `order` are passed by.
     """
     for block in stack.blocks:
         release_shapes(block.nodes, block)
-    segments, start, end = _segments(stack)
+    runs = Runs.of(stack, architecture)
+    segments, start, end = _segments(stack, runs)
     _require_layouts(stack, segments, order)
     readers = _outside_readers(end, segments)
     stream = start
     seen: set[int] = set()
     for position in order:
-        segment = _copy(segments[position], stack.graph) if position in seen else segments[position]
+        again = position in seen
+        segment = _copy(segments[position], stack.graph, runs, position) if again else segments[position]
+        if not again:
+            runs.add(position)
         seen.add(position)
         for node, index in segment.entries:
             node.replace_input_with(index, stream)
@@ -57,6 +66,7 @@ def arrange_layers(stack: Stack, order: Sequence[int]) -> None:
         raise EditError(
             f"the layers of '{stack.name}' cannot run in this order: one computes what an earlier one reads"
         ) from error
+    runs.number()
 
 
 def _require_layouts(stack: Stack, segments: Sequence[_Segment], order: Sequence[int]) -> None:
@@ -73,7 +83,7 @@ def _is_turned(value: ir.Value) -> bool:
     return producer is not None and producer.op_type == "Transpose"
 
 
-def _segments(stack: Stack) -> tuple[list[_Segment], ir.Value, ir.Value]:
+def _segments(stack: Stack, runs: Runs) -> tuple[list[_Segment], ir.Value, ir.Value]:
     """The layers as runs of nodes between values of the stream; fused joins are taken apart for it."""
     boundaries = [_start(stack), *(_output(layer) for layer in stack.layers)]
     values = [current(value) for value in boundaries]
@@ -81,7 +91,7 @@ def _segments(stack: Stack) -> tuple[list[_Segment], ir.Value, ir.Value]:
     inner = (current(block.stream_in) for block in stack.blocks)
     for value in (*values[1:], *(value for value in inner if not _changes_layout(value))):
         _read_shape_of(start, value)
-    segments = [_segment(a, b) for a, b in pairwise(values)]
+    segments = [_segment(a, b, *runs.ends(i)) for i, (a, b) in enumerate(pairwise(values))]
     return segments, start, values[-1]
 
 
@@ -95,7 +105,17 @@ def _start(stack: Stack) -> ir.Value:
         raise EditError(
             f"the first norm of '{stack.name}' is fused into node '{node.name}' with the embeddings"
         )
-    return current(start)
+    return _as_real(_first_name(current(start)))
+
+
+def _first_name(value: ir.Value) -> ir.Value:
+    """A value before it was passed on under other names: by Identity, or quantized and maybe brought back."""
+    while (maker := value.producer()) is not None and maker.op_type in NAMES:
+        before = maker.inputs[0]
+        if before is None or (maker.op_type == "DequantizeLinear" and storage(before) is None):
+            break
+        value = before
+    return value
 
 
 def _changes_layout(value: ir.Value) -> bool:
@@ -108,6 +128,9 @@ def _read_shape_of(start: ir.Value, value: ir.Value) -> None:
     for use in tuple(value.uses()):
         if use.node.op_type in SHAPE_OPS:
             use.node.replace_input_with(use.idx, start)
+    maker = value.producer()
+    if maker is not None and maker.op_type in TRANSPARENT and maker.inputs[0] not in {None, start}:
+        _read_shape_of(start, maker.inputs[0])
 
 
 def _output(layer: Layer) -> ir.Value:
@@ -124,17 +147,39 @@ def _settled(value: ir.Value) -> ir.Value:
     """The same stream as the next layer gets it: changes of layout at a layer's end are its own."""
     while True:
         readers = [use.node for use in value.uses() if use.node.op_type not in SHAPE_OPS]
-        if len(readers) != 1 or readers[0].op_type not in ALIASES or value.is_graph_output():
-            return value
+        if len(readers) != 1 or readers[0].op_type not in ALIASES - QUANTIZERS or value.is_graph_output():
+            return _as_real(value)
         value = readers[0].outputs[0]
 
 
-def _segment(begin: ir.Value, end: ir.Value) -> _Segment:
-    """All nodes on the way from one value of the stream to the next one."""
+def _as_real(value: ir.Value) -> ir.Value:
+    """The stream between two layers as a real number, which each reader quantizes with a scale of its own."""
+    stored, maker = storage(value), value.producer()
+    if stored is None or maker is None:
+        return value
+    uses = [(use.node, use.idx) for use in value.uses()]
+    back = ir.node("DequantizeLinear", [value, stored.scale, stored.zero])
+    graph_of(maker).insert_after(maker, back)
+    real = back.outputs[0]
+    for node, index in uses:
+        if node.op_type == "DequantizeLinear":
+            replace_value(node.outputs[0], real)
+        elif node.op_type not in SHAPE_OPS:
+            again = ir.node("QuantizeLinear", [real, stored.scale, stored.zero])
+            graph_of(maker).insert_before(node, again)
+            node.replace_input_with(index, again.outputs[0])
+    return real
+
+
+def _segment(
+    begin: ir.Value, end: ir.Value, pasts: Collection[ir.Value], presents: Collection[ir.Value]
+) -> _Segment:
+    """All nodes on the way from one value of the stream, and from the layer's pasts, to the next one."""
     nodes: dict[ir.Node, None] = {}
-    leads: dict[ir.Value, bool] = {begin: True}
-    if begin is not end:
-        _descends(end, leads, nodes)
+    leads: dict[ir.Value, bool] = {begin: True, **dict.fromkeys(pasts, True)}
+    for value in (end, *presents) if begin is not end else ():
+        if value not in leads:
+            _descends(value, leads, nodes)
     for node in nodes:
         if has_subgraph(node) and begin in captured_values(node):
             raise EditError(
@@ -183,11 +228,11 @@ def _move_output(old: ir.Value, new: ir.Value) -> None:
             node.replace_input_with(index, old)
 
 
-def _copy(segment: _Segment, graph: ir.Graph) -> _Segment:
-    """The same nodes again, over the same initializers."""
+def _copy(segment: _Segment, graph: ir.Graph, runs: Runs, position: int) -> _Segment:
+    """The same nodes again, over the same initializers, and with caches of their own."""
     if not segment.nodes:
         return segment
-    values: dict[ir.Value, ir.Value] = {}
+    values: dict[ir.Value, ir.Value] = runs.new_pasts(position)
     nodes: dict[ir.Node, ir.Node] = {}
     for node in segment.nodes:
         if has_subgraph(node):
@@ -201,5 +246,6 @@ def _copy(segment: _Segment, graph: ir.Graph) -> _Segment:
             values[old] = made
         nodes[node] = new
     graph.extend(nodes.values())
+    runs.add_again(position, values)
     entries = tuple((nodes[node], index) for node, index in segment.entries)
     return _Segment(tuple(nodes.values()), entries, values[segment.output])

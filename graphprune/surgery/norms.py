@@ -5,10 +5,13 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+from graphprune.dataflow import MICROSOFT
 from graphprune.surgery.values import constant
 
 LAYER_NORM_OPSET = 17
 RMS_NORM_OPSET = 23
+# ONNX Runtime keeps this one in the default domain; opset 23 has it as RMSNormalization.
+ORT_RMS_NORM = "SimplifiedLayerNormalization"
 
 
 def norm_nodes(
@@ -20,8 +23,9 @@ def norm_nodes(
     *,
     rms: bool,
 ) -> list[ir.Node]:
-    """Nodes that normalize `value` over its last axis: one op where the graph's opset has it, else its parts.
+    """Nodes that normalize `value` over its last axis: one op where the graph has it, else its parts.
 
+    A graph has what its opset has, and the runtime's own op where it uses that already.
     Layer normalization: Ba et al., 2016; RMS normalization: Zhang & Sennrich, 2019.
     """
     opset = graph.opset_imports.get("", 1)
@@ -30,6 +34,8 @@ def norm_nodes(
         return [ir.node("LayerNormalization", inputs, {"axis": -1, "epsilon": epsilon})]
     if gamma is not None and rms and opset >= RMS_NORM_OPSET:
         return [ir.node("RMSNormalization", [value, gamma], {"axis": -1, "epsilon": epsilon})]
+    if gamma is not None and rms and any(node.op_type == ORT_RMS_NORM for node in graph):
+        return [ir.node(ORT_RMS_NORM, [value, gamma], {"axis": -1, "epsilon": epsilon, "stash_type": 1})]
     return _decomposed_norm(value, gamma, beta, epsilon, opset, rms=rms)
 
 
@@ -62,6 +68,8 @@ def _decomposed_norm(
 
 
 def epsilon_of(node: ir.Node) -> float:
-    """The ε of a norm, which by default is 1e-5."""
+    """The ε of a norm; by default ONNX's norms have 1e-5, and ONNX Runtime's fused ones 1e-12."""
     attribute = node.attributes.get("epsilon")
-    return 1e-5 if attribute is None else attribute.as_float()
+    if attribute is not None:
+        return attribute.as_float()
+    return 1e-12 if node.domain == MICROSOFT else 1e-5

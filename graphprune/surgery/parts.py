@@ -8,7 +8,7 @@ import onnx_ir as ir
 from graphprune.architecture import Activation, Bias, Block, Norm
 from graphprune.dataflow import ALIASES, MICROSOFT
 from graphprune.errors import EditError
-from graphprune.surgery.sums import drop_term
+from graphprune.surgery.sums import drop_term, other_quantized
 from graphprune.surgery.values import (
     current,
     detached,
@@ -18,6 +18,9 @@ from graphprune.surgery.values import (
     remove_unread,
     replace_value,
 )
+
+# Ops that cannot do without their bias.
+BIASES_NEEDED = {"QAttention", "PackedAttention"}
 
 
 def drop_residual(block: Block) -> None:
@@ -29,10 +32,11 @@ def drop_activation(activation: Activation) -> None:
     """Let an activation pass on its input; the bias that a fused one adds stays, as an Add."""
     node = activation.nodes[-1]
     value = _argument(activation)
-    if not detached(node) and activation.bias is not None and activation.bias in node.inputs:
+    fused = activation.nodes[0]
+    if not detached(fused) and activation.bias is not None and activation.bias in fused.inputs:
         add = ir.node("Add", [value, activation.bias])
-        graph_of(node).insert_before(node, add)
-        note_moved(node, [add])
+        graph_of(fused).insert_before(fused, add)
+        note_moved(fused, [add])
         value = add.outputs[0]
     replace_value(current(activation.output), value)
     if not detached(node):
@@ -57,10 +61,12 @@ def drop_bias(bias: Bias) -> None:
     node, index = place
     if bias.start is not None and bias.stop is not None:
         _zero(node, index, bias.start, bias.stop)
-    elif node.op_type == "Add":
+    elif node.op_type in {"Add", "QLinearAdd"}:
         _bypass_add(node, index)
     elif node.op_type == "BiasGelu":
         _plain_gelu(node)
+    elif node.op_type in BIASES_NEEDED:
+        _zero(node, index, 0, None)
     else:
         _leave_out(node, index)
 
@@ -77,7 +83,7 @@ def drop_norm_bias(norm: Norm) -> None:
     if place is None:
         return
     node, index = place
-    if node.op_type == "Add":
+    if node.op_type in {"Add", "QLinearAdd"}:
         _bypass_add(node, index)
     elif node.op_type in {"EmbedLayerNormalization", "BatchNormalization", "GroupNormalization"}:
         _zero(node, index, 0, None)
@@ -86,7 +92,7 @@ def drop_norm_bias(norm: Norm) -> None:
 
 
 def _bypass_add(node: ir.Node, index: int) -> None:
-    other = node.inputs[1 - index]
+    other = other_quantized(node, index) if node.op_type == "QLinearAdd" else node.inputs[1 - index]
     assert other is not None
     replace_value(node.outputs[0], other)
     remove_unread(node)

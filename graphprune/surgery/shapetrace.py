@@ -6,6 +6,9 @@ from collections.abc import Collection, Iterator
 
 import onnx_ir as ir
 
+from graphprune.constants import constant_shape, origins
+from graphprune.dataflow import QUANTIZED_FORMS
+
 Axis = tuple[ir.Value, int]
 # Ops whose output has the shape of their operands, broadcast.
 ELEMENTWISE = {
@@ -13,9 +16,12 @@ ELEMENTWISE = {
     "Sigmoid",
     "Softmax", "LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization", "QuantizeLinear",
     "DequantizeLinear", "Neg", "Sqrt", "Exp", "Clip", "Add", "Mul", "Sub", "Div", "Pow", "Where",
-    "RotaryEmbedding", "BatchNormalization",
+    "RotaryEmbedding", "BatchNormalization", "DynamicQuantizeLinear", *QUANTIZED_FORMS,
 }  # fmt: skip
-MATRIX_PRODUCTS = {"MatMul", "FusedMatMul", "MatMulInteger", "MatMulNBits", "MatMulIntegerToFloat"}
+MATRIX_PRODUCTS = {
+    "MatMul", "FusedMatMul", "MatMulInteger", "MatMulNBits", "MatMulIntegerToFloat", "DynamicQuantizeMatMul",
+    "QLinearMatMul",
+}  # fmt: skip
 
 
 def trace_axis(value: ir.Value, axis: int, inside: Collection[ir.Node]) -> Axis | int | None:
@@ -136,16 +142,16 @@ def _read_size(piece: ir.Value | None) -> Axis | int | None:
 
 def _multiplied(node: ir.Node, value: ir.Value, axis: int) -> Axis | int | None:
     """All axes but the last come from the left operand, where the right one is a matrix of weights."""
-    left, right = node.inputs[0], node.inputs[1]
-    if left is None or right is None:
-        return None
-    if right.shape is None or not _is_constant(right):
+    left, right = node.inputs[0], node.inputs[3 if node.op_type == "QLinearMatMul" else 1]
+    if left is None or right is None or not all(_is_constant(origin) for origin, _ in origins(right)):
         return None
     rank = value.shape.rank() if value.shape is not None else None
     last = axis == -1 or (rank is not None and axis % rank == rank - 1)
+    if last and node.op_type == "MatMulNBits":
+        return node.attributes["N"].as_int()
     if last:
-        size = right.shape[-1]
-        return size if isinstance(size, int) else None
+        shape = constant_shape(right)
+        return shape[-1] if shape else None
     if rank is None and axis >= 2:
         return None
     return left, axis

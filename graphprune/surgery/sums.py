@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 
 import onnx_ir as ir
 
 from graphprune.architecture import Block, Branch, Norm
-from graphprune.dataflow import SKIP_NORMS, SUMMING_CONVS, weight_indices
+from graphprune.dataflow import SKIP_NORMS, SUMMING_CONVS, TRANSPARENT, weight_indices
 from graphprune.errors import EditError
 from graphprune.surgery.norms import epsilon_of, norm_nodes
 from graphprune.surgery.sizes import release_shapes
-from graphprune.surgery.values import current, detached, graph_of, note_moved, remove_unread, replace_value
+from graphprune.surgery.stored import storage
+from graphprune.surgery.values import (
+    NOTES,
+    current,
+    detached,
+    graph_of,
+    note_moved,
+    remove_unread,
+    replace_value,
+)
 
 # Marks sums that surgery itself has put in place of others.
-_SUM = "graphprune.sum"
+_SUM = f"{NOTES}sum"
 # Where a fused sum-and-norm that was taken apart keeps its sum.
-_SPLIT = "graphprune.split"
+_SPLIT = f"{NOTES}split"
 
 
 def drop_branch(branch: Branch, block: Block) -> None:
@@ -34,11 +43,7 @@ def drop_term(term: ir.Value, sums: Collection[ir.Node], *, is_branch: bool = Tr
     The bias that a fused sum adds belongs to the branch: it goes with it, and stays with it where
     `term` is the stream.
     """
-    readers = [use for use in current(term).uses() if not detached(use.node)]
-    known = [use for use in readers if use.node in sums or use.node.meta.get(_SUM)]
-    for use in known:
-        node = use.node
-        index = use.idx
+    for node, index in [*_adders(current(term), sums)]:
         if node.op_type in SKIP_NORMS:
             node = split_join(node, index if is_branch else 1 - index)[0]
         if node.op_type == "Sum" and len(node.inputs) > 2:
@@ -47,6 +52,25 @@ def drop_term(term: ir.Value, sums: Collection[ir.Node], *, is_branch: bool = Tr
         other = _other_operand(node, index)
         replace_value(node.outputs[0], other)
         remove_unread(node)
+
+
+def _adders(value: ir.Value, sums: Collection[ir.Node]) -> Iterator[tuple[ir.Node, int]]:
+    """The sums that read a value, or another name or type of it: with the index of that operand."""
+    while (
+        (maker := value.producer()) is not None
+        and maker.op_type in TRANSPARENT
+        and maker.inputs[0] is not None
+    ):
+        value = maker.inputs[0]
+    work = [value]
+    for one in work:
+        for use in one.uses():
+            if detached(use.node):
+                continue
+            if use.node in sums or use.node.meta.get(_SUM):
+                yield use.node, use.idx
+            elif use.node.op_type in TRANSPARENT and use.idx == 0:
+                work.append(use.node.outputs[0])
 
 
 def _drop_summand(node: ir.Node, index: int) -> None:
@@ -59,8 +83,9 @@ def _drop_summand(node: ir.Node, index: int) -> None:
 
 
 def _other_operand(node: ir.Node, index: int) -> ir.Value:
+    """What is left of a sum of two; of quantized ones as it is stored."""
     if node.op_type == "QLinearAdd":
-        return _requantized(node, 3 - index)
+        return other_quantized(node, index)
     others = [v for i, v in enumerate(node.inputs[:2]) if i != index]
     if node.op_type == "BiasAdd":
         others = [node.inputs[2 if index == 0 else 0]]
@@ -69,13 +94,15 @@ def _other_operand(node: ir.Node, index: int) -> ir.Value:
     return others[0]
 
 
-def _requantized(node: ir.Node, index: int) -> ir.Value:
-    """The operand at `index` of a QLinearAdd, brought from its own scale to the sum's."""
-    value, scale, zero = node.inputs[index : index + 3]
+def other_quantized(node: ir.Node, index: int) -> ir.Value:
+    """The other operand of a QLinearAdd than the one at `index`: as a real number where it is not data."""
+    value, scale, zero = node.inputs[3 - index : 6 - index]
+    assert value is not None
+    if storage(value) is not None:
+        return value
     back = ir.node("DequantizeLinear", [value, scale, zero])
-    again = ir.node("QuantizeLinear", [back.outputs[0], *node.inputs[6:8]])
-    graph_of(node).insert_after(node, [back, again])
-    return again.outputs[0]
+    graph_of(node).insert_before(node, back)
+    return back.outputs[0]
 
 
 def _drop_fused_summand(node: ir.Node) -> None:

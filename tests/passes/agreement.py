@@ -185,7 +185,7 @@ class Jobs:
         twice = self.random.randrange(count)
         runs = sorted([*range(count), twice])
         step = {"repeat_layers": f"{name}.{twice}"}
-        yield Job(f"repeat {twice}", (step,), (("order", (name, runs), {}),))
+        yield Job(f"repeat {twice}", (step,), (("order", (name, runs), {}),), order=tuple(runs))
 
     def drop_layer(self, number: int) -> Job:
         name = self.layers[0][0].stack
@@ -314,7 +314,8 @@ class Subject:
             return Agreement(0.0, skipped)
         pruned = Pruned(planned.apply(), planned)
         session = open_session(pruned.save(folder / "pruned.onnx", run=False, overwrite=True))
-        got = run(session, {v.name: self.feeds[self._before(v.name, job)] for v in session.get_inputs()})
+        feeds = self._feeds(job)
+        got = run(session, {v.name: feeds[self._before(v.name, job)] for v in session.get_inputs()})
         self._same_signature(job, session)
         expected = self._expected(job)
         pairs = [(v, expected.get(self._before(n, job))) for n, v in got.items() if self._comparable(n)]
@@ -328,20 +329,30 @@ class Subject:
         oracle = copy.deepcopy(self.oracle)
         for name, arguments, options in sorted(job.changes, key=lambda change: CHANGES.index(change[0])):
             getattr(oracle, name)(*arguments, **options)
-        if not job.order:
-            return oracle.run(self.stem, self.feeds)
-        feeds = {name: self.feeds[_placed(name, job.order)] for name in self.feeds}
-        return {_placed(name, job.order): value for name, value in oracle.run(self.stem, feeds).items()}
+        return oracle.run(self.stem, self._feeds(job))
+
+    def _feeds(self, job: Job) -> Feeds:
+        """The feeds, with pasts for layers that run once more."""
+        feeds = dict(self.feeds)
+        count = 1 + max((layer for name in feeds if (layer := _layer_of(name)) is not None), default=0)
+        for name, value in self.feeds.items():
+            layer = _layer_of(name)
+            if layer is not None and layer + count < len(job.order):
+                feeds[_numbered(name, layer + count)] = value[::-1] * np.asarray(0.7, value.dtype)
+        return feeds
 
     def _before(self, name: str, job: Job) -> str:
-        """The name that an input or output of the pruned file had before."""
-        slot = SLOT.match(name)
-        if slot is None:
-            return name
+        """The name that an input or output would have if no cache were gone."""
+        layer = _layer_of(name)
+        return name if layer is None else _numbered(name, self._left(job)[layer])
+
+    def _left(self, job: Job) -> list[int]:
+        """Of the layers as they run, the positions of those that have a cache left."""
         names = [value.name for value in (*self.session.get_inputs(), *self.session.get_outputs())]
         caches = {cache for name in names if (cache := _cache_of(name))}
-        kept = sorted({layer for layer, _ in caches - job.gone})
-        return f"{slot[1]}.{kept[int(slot[2])]}.{slot[3]}"
+        kept = {layer for layer, _ in caches - job.gone}
+        order = job.order or range(1 + max((layer for layer, _ in caches), default=0))
+        return [position for position, layer in enumerate(order) if layer in kept]
 
     def _same_signature(self, job: Job, session: ort.InferenceSession) -> None:
         """The inputs and outputs are those of before, in the same order, less the caches that are gone."""
@@ -349,8 +360,22 @@ class Subject:
             (self.session.get_inputs(), session.get_inputs()),
             (self.session.get_outputs(), session.get_outputs()),
         ):
-            expected = [v.name for v in before if _cache_of(v.name) not in job.gone]
+            expected = self._in_order([v.name for v in before], job)
             assert [self._before(v.name, job) for v in after] == expected, job.name
+
+    def _in_order(self, names: Sequence[str], job: Job) -> list[str]:
+        """The signature that is to be, by the names of before: caches layer by layer, as these run."""
+        caches = [name for name in names if _layer_of(name) == 0]
+        order = job.order or range(1 + max((_layer_of(name) or 0 for name in names), default=0))
+        runs = [
+            _numbered(name, position)
+            for position, layer in enumerate(order)
+            for name in caches
+            if _cache_of(_numbered(name, layer)) not in job.gone
+        ]
+        first = next((place for place, name in enumerate(names) if _layer_of(name) == 0), 0)
+        others = [name for name in names if _layer_of(name) is None]
+        return [*others[:first], *runs, *others[first:]]
 
     def _comparable(self, name: str) -> bool:
         """With a past, a merged decoder puts out dummies for the caches of cross-attention."""
@@ -365,10 +390,16 @@ def _cache_of(name: str) -> CacheOf | None:
     return int(slot[2]), "cross_attention" if slot[3].startswith("encoder.") else "attention"
 
 
-def _placed(name: str, order: Sequence[int]) -> str:
-    """The cache that belongs to the layer which runs at a cache's place."""
+def _layer_of(name: str) -> int | None:
+    """The number of the layer whose cache an input or output is, if it is one."""
     slot = SLOT.match(name)
-    return f"{slot[1]}.{order[int(slot[2])]}.{slot[3]}" if slot else name
+    return int(slot[2]) if slot else None
+
+
+def _numbered(name: str, layer: int) -> str:
+    """The same cache of another layer."""
+    slot = SLOT.match(name)
+    return f"{slot[1]}.{layer}.{slot[3]}" if slot else name
 
 
 def _distance(value: np.ndarray, expected: np.ndarray | None) -> float:

@@ -21,7 +21,6 @@ NOT_TOLD_APART = {"wav2vec2_conformer", "swin", "segformer"}
 MIXED = 2  # recipes of several passes a stack
 DIALECTS = ("exported", "ort-extended", "ort-all", "fused", "onnxslim")
 # Why a pass may leave alone what torch could change: the file does not hold it.
-CACHED = "has a KV cache, and each further run would need its own"
 TIED = (
     "holds a subgraph and cannot run twice",  # DeBERTa chooses position tables by an If
     "puts out other axes first",  # SqueezeBERT's channels come first, but in the output
@@ -82,4 +81,4 @@ def problems(given: Subject, job: Job, folder: Path, dialect: str) -> Iterator[s
 
 def declines_rightly(stem: str, reason: str) -> bool:
     with_past = stem in {"decoder_with_past_model", "decoder_model_merged"}
-    return CACHED in reason or (reason in FROM_CACHE and with_past)
+    return reason in FROM_CACHE and with_past

@@ -55,7 +55,8 @@ def test_its_cache_goes_and_the_others_move_up() -> None:
     {cached("i", "b", "past0", "present0")} j = Add (i, b) {ffn("j", "g")} y = Add (j, g)
     """
     assert answers(before, DropAttention("0"), **names) == {
-        "decoder.0.attention": "drop the attention: 9 nodes, 192 parameters, 2 cache inputs and outputs"
+        "decoder.0.attention": "drop the attention: 9 nodes, 192 parameters; "
+        "removes 2 cache inputs and outputs, renumbers the rest"
     }
     model = pruned(before, DropAttention("0"), **names)
     left = {"inputs": f"{STREAM} x, {CACHE} past0", "outputs": f"{STREAM} y, {CACHE} present0"}

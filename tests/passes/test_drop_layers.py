@@ -1,11 +1,17 @@
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 
+from graphprune.architecture import BlockKind
 from graphprune.errors import SelectionError
 from graphprune.passes.drop_layers import DropLayers
+from graphprune.passes.reorder_layers import ReorderLayers
 from tests.graphs import attention, ffn, norm, written
 from tests.passes.written import answers, pruned, text
+from tests.tiny import architecture
 
 
 def layer(stream: str, out: str) -> str:
@@ -72,3 +78,36 @@ def test_a_layer_that_changes_the_shape_is_left() -> None:
     said = answers(body, DropLayers("0"))
     assert [*said] == ["encoder.0"]
     assert said["encoder.0"].startswith("(encoder.0.ffn: the shortcut into node")
+
+
+@pytest.mark.parametrize(("keep", "gone"), [(1, ["1", "2"]), (2, ["1"])])
+def test_how_many_to_keep(keep: int, gone: list[str]) -> None:
+    assert [*answers(THREE, DropLayers(keep=keep))] == [f"encoder.{number}" for number in gone]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "takes either layers .* or how many to keep"),
+        ({"layers": "0", "keep": 1}, "takes either layers"),
+        ({"layers": "0", "stack": "encoder"}, "takes either layers"),
+        ({"keep": 3}, "3 layers cannot be kept of the 3 of 'encoder'"),
+        ({"keep": -1}, "-1 layers cannot be kept"),
+        ({"keep": 1, "stack": "decoder"}, "no stack is called 'decoder': the model has encoder"),
+    ],
+)
+def test_what_cannot_be_kept(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(SelectionError, match=message):
+        answers(THREE, DropLayers(**options))
+
+
+def test_one_stack_of_several_keeps_some() -> None:
+    layers: list[list[BlockKind]] = [["attention", "ffn"]] * 4
+    both = architecture([("encoder", layers), ("decoder", layers), ("decoder", layers)])
+    targets = [one.target for one in DropLayers(keep=2, stack="decoder").plan(both)]
+    assert targets == ["decoder.1", "decoder.2"] * 2
+    with pytest.raises(SelectionError, match="a stack has to be named: the model has encoder, decoder"):
+        list(DropLayers(keep=2).plan(both))
+    apart = replace(both, stacks=both.stacks[:1], numbering=both.stacks)  # a file of the bundle without it
+    assert not list(DropLayers(keep=2, stack="decoder").plan(apart))
+    assert not list(ReorderLayers("3,2,1,0", stack="decoder").plan(apart))

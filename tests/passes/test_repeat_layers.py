@@ -43,16 +43,38 @@ def test_what_it_says() -> None:
     assert answers(THREE, RepeatLayers("1")) == {"encoder": "run its layers as 0 1 1 2"}
 
 
-def test_a_layer_with_a_cache_is_left() -> None:
-    body = """
-    q = MatMul (x, q_8x8) n = MatMul (x, n_8x8) present = Concat <axis = 1> (past, n)
-    t = Transpose <perm = [0, 2, 1]> (present) s = MatMul (q, t) p = Softmax <axis = -1> (s)
-    c = MatMul (p, present) o = MatMul (c, o_8x8) y = Add (x, o)
+def cached(stream: str, out: str, number: str) -> str:
+    """Attention with a cache; its weights are those of every such layer."""
+    return f"""
+    {out}n = MatMul ({stream}, n_8x8) {out}q = MatMul ({stream}, q_8x8)
+    present{number} = Concat <axis = 1> (past{number}, {out}n)
+    {out}t = Transpose <perm = [0, 2, 1]> (present{number}) {out}s = MatMul ({out}q, {out}t)
+    {out}p = Softmax <axis = -1> ({out}s) {out}c = MatMul ({out}p, present{number})
+    {out}o = MatMul ({out}c, o_8x8) {out} = Add ({stream}, {out}o)
     """
+
+
+def interface(*numbers: str) -> dict[str, str]:
     cache = "float[batch, past, 8]"
-    names = {"inputs": f"{STREAM} x, {cache} past", "outputs": f"{STREAM} y, {cache} present"}
-    assert answers(body, RepeatLayers("0"), **names) == {
-        "decoder": "(decoder.0.attention has a KV cache, and each further run would need its own)"
+    pasts, presents = ([f"{cache} {word}{n}" for n in numbers] for word in ("past", "present"))
+    return {"inputs": ", ".join([f"{STREAM} x", *pasts]), "outputs": ", ".join([f"{STREAM} y", *presents])}
+
+
+def test_each_run_has_a_cache_of_its_own() -> None:
+    body = cached("x", "a", "0") + "y = Relu (a)"
+    after = cached("x", "a", "0") + cached("a", "b", "1") + "y = Relu (b)"
+    model = pruned(body, RepeatLayers("0"), **interface("0"))
+    expected = written(after, **interface("0", "1"))
+    assert sorted(n.op_type for n in model.graph) == sorted(n.op_type for n in expected.graph)
+    assert set(model.graph.initializers) == set(expected.graph.initializers)
+    assert [v.name for v in model.graph.inputs] == [v.name for v in expected.graph.inputs]
+    assert [v.name for v in model.graph.outputs] == [v.name for v in expected.graph.outputs]
+
+
+def test_a_cache_whose_name_nobody_can_count_on_is_left() -> None:
+    body = cached("x", "a", "") + "y = Relu (a)"
+    assert answers(body, RepeatLayers("0"), **interface("")) == {
+        "decoder": "(it cannot run layers twice: the names of its caches do not count: what follows 'past'?)"
     }
 
 

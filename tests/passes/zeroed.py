@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 
@@ -18,6 +19,7 @@ from graphprune.architecture import Architecture, Block, Branch, Linear
 from graphprune.constants import constant_shape
 from graphprune.inputs import make_inputs
 from tools.zoo_feeds import Feeds
+from tools.zoo_quantized import convert
 
 # Ops that take the scale of their weights as an input; zero makes them maps to zero.
 SCALES = {
@@ -62,7 +64,7 @@ def _zero_branch(branch: Branch, block: Block) -> None:
     for linear in ends or branch.linears[-1:]:
         _zero_linear(linear)
     for node, index in dict.fromkeys((bias.node, bias.index) for bias in branch.biases):
-        _zero_input(node, index)
+        _zero_input(node, index + 1 if node.op_type == "QLinearAdd" else index)  # its scale
     for norm in branch.norms:
         for node in norm.nodes if norm.role == "branch_post" else ():
             for index, value in enumerate(node.inputs):
@@ -97,10 +99,10 @@ def _zero_input(node: ir.Node, index: int) -> None:
 
 
 def _dequantized(value: ir.Value) -> ir.DataType:
-    """The type of a constant that is computed from stored ones: that of the scale of a DequantizeLinear."""
+    """The type of a constant that is computed from stored ones: that of its scale."""
     node = value.producer()
     while node is not None and node.op_type != "ConstantOfShape":
-        source = node.inputs[1] if node.op_type == "DequantizeLinear" else node.inputs[0]
+        source = node.inputs[1] if node.op_type in {"DequantizeLinear", "Mul"} else node.inputs[0]
         assert source is not None
         if source.dtype is not None:
             return source.dtype
@@ -109,12 +111,20 @@ def _dequantized(value: ir.Value) -> ir.DataType:
 
 
 def open_plain(path: Path) -> ort.InferenceSession:
-    """A session that optimizes nothing: the same nodes, the same rounding."""
+    """A session that optimizes nothing: the same nodes, the same rounding.
+
+    Bfloat16, for which a CPU has hardly any kernel, is computed in float32.
+    """
     options = ort.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = 1
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    model: str | bytes = str(path)
+    if "bf16" in str(path):
+        proto = onnx.load(path)
+        convert(proto, onnx.TensorProto.BFLOAT16, onnx.TensorProto.FLOAT)
+        model = proto.SerializeToString()
+    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
 def feeds_for(path: Path) -> Feeds:
@@ -137,7 +147,7 @@ def distance(source: Path, step: dict[str, object], ids: Sequence[str], folder: 
     twin = gp.load(source)
     architecture = gp.inspect(twin)[0].architecture
     zero(architecture, ids)
-    expected = _run(open_plain(twin.save(folder / "zeroed.onnx", overwrite=True)), feeds)
+    expected = run(open_plain(twin.save(folder / "zeroed.onnx", overwrite=True)), feeds)
     bundle = gp.load(source)
     pruned = open_plain(gp.prune(bundle, **step).save(folder / "pruned.onnx", run=False, overwrite=True))
     caches = [cache for block in architecture.blocks if block.id in ids for cache in block.caches]
@@ -145,9 +155,9 @@ def distance(source: Path, step: dict[str, object], ids: Sequence[str], folder: 
     written = {name for cache in caches for name in cache.output_names}
     inputs = _kept([*feeds], read, len(pruned.get_inputs()))
     given = {value.name: feeds[name] for value, name in zip(pruned.get_inputs(), inputs, strict=True)}
-    got = list(_run(pruned, given).values())
+    got = list(run(pruned, given).values())
     outputs = _kept([*expected], written, len(got))
-    return max(_apart(value, expected[name]) for value, name in zip(got, outputs, strict=True))
+    return max(apart(value, expected[name]) for value, name in zip(got, outputs, strict=True))
 
 
 def _kept(names: list[str], gone: set[str], count: int) -> list[str]:
@@ -155,12 +165,14 @@ def _kept(names: list[str], gone: set[str], count: int) -> list[str]:
     return names if len(names) == count else [name for name in names if name not in gone]
 
 
-def _run(session: ort.InferenceSession, feeds: Feeds) -> Feeds:
+def run(session: ort.InferenceSession, feeds: Feeds) -> Feeds:
+    """The outputs by name."""
     names = [value.name for value in session.get_outputs()]
     return dict(zip(names, session.run(None, feeds), strict=True))
 
 
-def _apart(value: np.ndarray, expected: np.ndarray) -> float:
+def apart(value: np.ndarray, expected: np.ndarray) -> float:
+    """The largest difference, over max(1, the largest value)."""
     assert value.shape == expected.shape
     if not value.size:
         return 0.0

@@ -15,8 +15,8 @@ BODY = f"{ffn('x', 'f')} h = Add (x, f) {ffn('h', 'g')} y = Add (h, g)"
 def arranged(body: str, order: list[int], **options: object) -> list[str]:
     """The nodes of a model whose layers run in another order."""
     model = written(body, **options)
-    (stack,) = recover(model).stacks
-    arrange_layers(stack, order)
+    found = recover(model)
+    arrange_layers(found.stacks[0], found, order)
     return text(valid(model))
 
 
@@ -31,8 +31,8 @@ def test_layers_left_out_are_passed_by() -> None:
 def test_an_output_in_the_middle_stays_where_it_was() -> None:
     outputs = f"{STREAM} h, {STREAM} y"
     model = written(BODY, outputs=outputs)
-    (stack,) = recover(model).stacks
-    arrange_layers(stack, [1, 0])
+    found = recover(model)
+    arrange_layers(found.stacks[0], found, [1, 0])
     assert {value.name for value in valid(model).graph.outputs} == {"h", "y"}
     assert sum(node.op_type == "Relu" for node in model.graph) == 2
 
@@ -64,10 +64,11 @@ def with_a_choice(read: str) -> str:
     ],
 )
 def test_subgraphs_that_cannot_go_along(read: str, order: list[int], problem: str) -> None:
-    (stack, *_) = recover(written(with_a_choice(read))).stacks
+    found = recover(written(with_a_choice(read)))
+    stack = found.stacks[0]
     assert len(stack.layers) == 2
     with pytest.raises(EditError, match=problem):
-        arrange_layers(stack, order)
+        arrange_layers(stack, found, order)
 
 
 def test_a_subgraph_that_reads_inside_its_layer_goes_along() -> None:

@@ -110,8 +110,8 @@ def test_a_size_is_read_off_the_stream_instead() -> None:
         "zero": np.float32(0),
     }  # fmt: skip
     model = written(body, constants=constants, outputs=f"{STREAM} y, float[n] ones")
-    block = next(b for b in recover(model).blocks if b.kind == "attention")
-    drop_block(block, recover(model).stacks[0], model)
+    found = recover(model)
+    drop_block(next(block for block in found.blocks if block.kind == "attention"), found)
     sweep(model)
     out, ones = run(model)
     assert ones.shape == (3,)
@@ -147,7 +147,7 @@ def test_a_branch_of_an_if_loses_what_its_sibling_loses() -> None:
     found = recover(model)
     assert [(s.name, len(s.layers)) for s in found.stacks] == [("decoder", 2)] * 2
     for stack in found.stacks:
-        drop_block(stack.layers[0].blocks[0], stack, model)
+        drop_block(stack.layers[0].blocks[0], found)
     sweep(model)
     assert [value.name for value in model.graph.outputs] == ["y", "present0"]
     eye = np.eye(8, dtype=np.float32)
