@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx_ir as ir
 
@@ -115,15 +117,16 @@ def _plain_gelu(node: ir.Node) -> None:
 
 
 def _zero(node: ir.Node, index: int, start: int, stop: int | None) -> None:
-    """Read a copy of a constant in which the elements start:stop of the last axis are zero."""
+    """Read a copy of a constant in which the elements start:stop of the last axis stand for zero."""
     value = node.inputs[index]
     tensor = ir.convenience.get_const_tensor(value) if value is not None else None
+    zero = _zero_point(node, index)
     if tensor is None or value is None:
         raise EditError(
             f"the bias of node '{node.name}' ({node.op_type}) is computed, not stored: it cannot be zeroed"
         )
     array = tensor.numpy().copy()
-    array[..., start:stop] = np.zeros((), array.dtype)
+    array[..., start:stop] = np.zeros((), array.dtype) if zero is None else zero
     graph = graph_of(node)
     name = f"{value.name}_zeroed"
     while name in graph.initializers:
@@ -132,3 +135,12 @@ def _zero(node: ir.Node, index: int, start: int, stop: int | None) -> None:
                    const_value=ir.Tensor(array, name=name, dtype=tensor.dtype))  # fmt: skip
     graph.register_initializer(new)
     node.replace_input_with(index, new)
+
+
+def _zero_point(node: ir.Node, index: int) -> Any:
+    """What stands for zero in a quantized operand; None where it is the number itself."""
+    if node.op_type != "QLinearAdd":
+        return None
+    value = node.inputs[index + 2]
+    tensor = ir.convenience.get_const_tensor(value) if value is not None else None
+    return None if tensor is None else tensor.numpy()

@@ -7,8 +7,17 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 
+from graphprune.architecture import Bias
 from graphprune.recover import recover
-from graphprune.surgery import drop_block, drop_term, release_shapes, replace_value, split_join, sweep
+from graphprune.surgery import (
+    drop_bias,
+    drop_block,
+    drop_term,
+    release_shapes,
+    replace_value,
+    split_join,
+    sweep,
+)
 from tests.graphs import STREAM, attention, ffn, norm, written
 
 X = np.random.default_rng(1).normal(size=(2, 3, 8)).astype(np.float32)
@@ -92,6 +101,22 @@ def test_a_quantized_sum_gives_the_stream_in_its_own_scale() -> None:
     drop_term(node(model, "QuantizeLinear", 1).outputs[0], (node(model, "QLinearAdd"),))
     sweep(model)
     assert np.abs(run(model)[0] - np.clip(X, -6.4, 6.35)).max() <= 0.1
+
+
+def test_the_part_of_a_quantized_bias_that_goes_stands_for_zero() -> None:
+    """Zero is stored as the zero point, not as the number 0."""
+    bias = np.uint8([138, 148, 158, 108, 98, 88, 128, 200])
+    constants = {"s": np.float32(0.05), "z": np.uint8(128), "b": bias}
+    body = """
+    q = QuantizeLinear (x, s, z) a = com.microsoft.QLinearAdd (q, s, z, b, s, z, s, z)
+    y = DequantizeLinear (a, s, z)
+    """
+    model = written(body, constants=constants)
+    add = node(model, "QLinearAdd")
+    assert add.inputs[3] is not None
+    drop_bias(Bias("q", add, 3, add.inputs[3], start=0, stop=4))
+    left = 0.05 * np.where(np.arange(8) < 4, 0, bias.astype(np.float32) - 128)
+    assert np.abs(run(model)[0] - np.clip(X + left, -6.4, 6.35)).max() <= 0.05
 
 
 def test_a_size_is_read_off_the_stream_instead() -> None:
