@@ -33,12 +33,15 @@ if TYPE_CHECKING:
     from graphprune.exporter import export
     from graphprune.generator import Completion, Generation, Step, Steps, generate, generate_steps
     from graphprune.language import LanguageModel, open_model
+    from graphprune.phases import KernelTime, PartTime, Phase
     from graphprune.pipeline import Plan, Pruned, plan, prune
     from graphprune.play import Call, Source, run
+    from graphprune.profiler import Profile, profile
     from graphprune.recipe import Recipe
     from graphprune.sampling import Sampling
     from graphprune.survey import SurveyedFile, inspect
     from graphprune.timing import Timing, bench
+    from graphprune.tracing import write_trace
 
 __all__ = [
     "Architecture",
@@ -51,10 +54,14 @@ __all__ = [
     "GraphError",
     "GraphpruneError",
     "IrPass",
+    "KernelTime",
     "LanguageModel",
     "LoadError",
     "MissingExtraError",
+    "PartTime",
+    "Phase",
     "Plan",
+    "Profile",
     "Pruned",
     "Recipe",
     "RecipeError",
@@ -76,9 +83,11 @@ __all__ = [
     "load",
     "open_model",
     "plan",
+    "profile",
     "prune",
     "run",
     "verify",
+    "write_trace",
 ]
 
 # Where the names live. No module is called like a public function: importing a submodule sets
@@ -91,12 +100,15 @@ _HOMES = {
     "exporter": ("export",),
     "generator": ("Completion", "Generation", "Step", "Steps", "generate", "generate_steps"),
     "language": ("LanguageModel", "open_model"),
+    "phases": ("KernelTime", "PartTime", "Phase"),
     "pipeline": ("Plan", "Pruned", "plan", "prune"),
     "play": ("Call", "Source", "run"),
+    "profiler": ("Profile", "profile"),
     "recipe": ("Recipe",),
     "sampling": ("Sampling",),
     "survey": ("SurveyedFile", "inspect"),
     "timing": ("Timing", "bench"),
+    "tracing": ("write_trace",),
 }
 
 

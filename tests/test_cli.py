@@ -19,7 +19,7 @@ def line(*arguments: object) -> int:
 
 
 @pytest.mark.parametrize(
-    "command", ["export", "inspect", "passes", "prune", "run", "bench", "verify", "generate"]
+    "command", ["export", "inspect", "passes", "prune", "run", "bench", "verify", "generate", "profile"]
 )
 def test_every_command_has_help_with_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert line(command, "--help") == 0
