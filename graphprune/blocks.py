@@ -51,12 +51,8 @@ class RawBlock:
         convolutional block it belongs to the convolution.
         """
         roles = {role for role, _ in self.norms}
-        if self.norm_after is not None:
-            inside = {"pre", "branch_post"}
-            normed = any(inside & {r for r, _ in block.norms} for block in chain)
-            others = [a._feeds(b) for a, b in pairwise(chain)]
-            if following is not None or (not normed and (any(others) or not others)):
-                return "post"
+        if self.norm_after is not None and (following is not None or _norms_its_sums(chain)):
+            return "post"
         if "branch_post" in roles and self.kind != "conv":
             return "sandwich"
         return "pre" if "pre" in roles else "none"
@@ -105,6 +101,14 @@ class RawBlock:
         if _broadcasts(self.flow.values[self.join.stream], self.flow.values[self.join.total]):
             return f"node '{where}' broadcasts the stream: without the branch, its shape changes"
         return ""
+
+
+def _norms_its_sums(chain: Sequence[RawBlock]) -> bool:
+    """Whether the norm after the last block of a chain is the block's own, as far as the others tell."""
+    if any(role in ("pre", "branch_post") for block in chain for role, _ in block.norms):
+        return False
+    others = [before._feeds(after) for before, after in pairwise(chain)]
+    return any(others) or not others
 
 
 def _broadcasts(before: ir.Value | None, after: ir.Value | None) -> bool:
