@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from graphprune.configs_genai import broken_names
 from graphprune.errors import LoadError
+from graphprune.hints import required_inputs
 from graphprune.slots import slot_of
 
 if TYPE_CHECKING:
@@ -66,8 +67,7 @@ class _Signature:
 
     @cached_property
     def inputs(self) -> dict[str, ir.Value]:
-        graph = self.file.model.graph
-        return {value.name or "": value for value in graph.inputs if value.name not in graph.initializers}
+        return required_inputs(self.file.model.graph)
 
     @cached_property
     def outputs(self) -> dict[str, ir.Value]:

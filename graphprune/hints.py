@@ -51,6 +51,11 @@ class Hint:
     head: int | None = None
 
 
+def required_inputs(graph: ir.Graph) -> dict[str, ir.Value]:
+    """The inputs that a caller must give, by name: initializers that are listed as inputs are not."""
+    return {value.name or "": value for value in graph.inputs if value.name not in graph.initializers}
+
+
 def read_hint(value: ir.Value) -> Hint:
     """Follow the uses of a graph input."""
     way = list(_way_in(value))

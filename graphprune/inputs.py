@@ -19,7 +19,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from graphprune.hints import Hint, read_hint
+from graphprune.hints import Hint, read_hint, required_inputs
 from graphprune.reading import read_model
 
 Array = NDArray[Any]
@@ -84,9 +84,7 @@ def _read_interface(path: Path, _changed: int) -> tuple[_Input, ...]:
 
 
 def _interface(model: ir.Model) -> tuple[_Input, ...]:
-    """The inputs that a caller must give: initializers that are listed as inputs are not."""
-    values = [value for value in model.graph.inputs if value.name not in model.graph.initializers]
-    return tuple(_input(value) for value in values)
+    return tuple(_input(value) for value in required_inputs(model.graph).values())
 
 
 def _input(value: ir.Value) -> _Input:

@@ -135,7 +135,7 @@ def _handed_on(session: Session, earlier: Sequence[Call]) -> dict[str, NDArray[A
     """What earlier files gave that this one takes: the encoder's states, its mask, caches."""
     handed: dict[str, NDArray[Any]] = {}
     for call in earlier:
-        if not any(name.startswith("encoder_") or is_cache(name) for name in call.session.inputs):
+        if not call.session.reads_earlier:
             states = next((array for array in call.outputs.values() if array.ndim == 3), None)
             mask = call.feeds.get("attention_mask")
             found = {"encoder_hidden_states": states, "encoder_attention_mask": mask}

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from graphprune.errors import RunError
-from graphprune.hints import read_hint
+from graphprune.hints import read_hint, required_inputs
 from graphprune.slots import slot_of
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class Ports:
 
 def read_ports(file: ModelFile) -> Ports:
     """What a decoder file's inputs and outputs mean. Raises `RunError` where it is no decoder of tokens."""
-    values, names = _inputs(file.model.graph), inputs_of(file)
+    values, names = required_inputs(file.model.graph), inputs_of(file)
     ids = _one_of(_IDS, names)
     if not ids:
         raise RunError(f"{file.name} makes no text: it takes no input_ids, but {', '.join(names)}")
@@ -90,8 +90,8 @@ def read_ports(file: ModelFile) -> Ports:
 
 
 def inputs_of(file: ModelFile) -> tuple[str, ...]:
-    """The inputs of a file that must be given: initializers that are listed as inputs are not."""
-    return tuple(_inputs(file.model.graph))
+    """The names of the inputs of a file that must be given."""
+    return tuple(required_inputs(file.model.graph))
 
 
 def read_padding(file: ModelFile, ports: Ports) -> Padding:
@@ -105,13 +105,13 @@ def read_padding(file: ModelFile, ports: Ports) -> Padding:
         return "none"
     if any(node.op_type == "GroupQueryAttention" for node in graph.all_nodes()):
         return "right"
-    return "left" if ports.positions or _is_counted(_inputs(graph)[ports.mask]) else "none"
+    return "left" if ports.positions or _is_counted(required_inputs(graph)[ports.mask]) else "none"
 
 
 def position_limits(file: ModelFile) -> Iterator[int]:
     """The rows of tables of positions: those that position ids index, and rotary ones of fused attention."""
     graph = file.model.graph
-    for name, value in _inputs(graph).items():
+    for name, value in required_inputs(graph).items():
         if name in _POSITIONS and (limit := read_hint(value).limit):
             yield limit
     for node in graph.all_nodes():
@@ -119,10 +119,6 @@ def position_limits(file: ModelFile) -> Iterator[int]:
             rows = _axis(node.inputs[7], 0)
             if rows:
                 yield rows
-
-
-def _inputs(graph: ir.Graph) -> dict[str, ir.Value]:
-    return {value.name or "": value for value in graph.inputs if value.name not in graph.initializers}
 
 
 def _one_of(known: tuple[str, ...], names: tuple[str, ...]) -> str:

@@ -38,6 +38,16 @@ class Session:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
 
+    @property
+    def pasts(self) -> int:
+        """How many KV caches it takes."""
+        return sum(bool(cache_slot(name, "past")) for name in self.inputs)
+
+    @property
+    def reads_earlier(self) -> bool:
+        """Whether it takes what another file may have put out: an encoder's states, a cache."""
+        return self.pasts > 0 or any(name.startswith("encoder_") for name in self.inputs)
+
     def run(self, feeds: Feeds) -> dict[str, NDArray[Any]]:
         """Run once: all outputs by name. Inputs beyond the model's are left out.
 
@@ -99,9 +109,7 @@ def in_turn(sessions: Iterable[Session]) -> tuple[Session, ...]:
 
 def _turn(session: Session) -> tuple[bool, int]:
     """Encoders run before what reads their output, a decoder without past before one with it."""
-    pasts = sum(bool(cache_slot(name, "past")) for name in session.inputs)
-    reads_encoder = any(name.startswith("encoder_") for name in session.inputs)
-    return reads_encoder or pasts > 0, pasts
+    return session.reads_earlier, session.pasts
 
 
 def first_line(error: Exception) -> str:
