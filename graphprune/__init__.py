@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from graphprune.profiler import Profile, profile
     from graphprune.recipe import Recipe
     from graphprune.sampling import Sampling
+    from graphprune.settings import Settings
     from graphprune.survey import SurveyedFile, inspect
     from graphprune.timing import Timing, bench
     from graphprune.tracing import write_trace
@@ -69,6 +70,7 @@ __all__ = [
     "Sampling",
     "SaveError",
     "SelectionError",
+    "Settings",
     "Source",
     "Step",
     "Steps",
@@ -106,6 +108,7 @@ _HOMES = {
     "profiler": ("Profile", "profile"),
     "recipe": ("Recipe",),
     "sampling": ("Sampling",),
+    "settings": ("Settings",),
     "survey": ("SurveyedFile", "inspect"),
     "timing": ("Timing", "bench"),
     "tracing": ("write_trace",),

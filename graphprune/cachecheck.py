@@ -22,6 +22,7 @@ from graphprune.language import Decoder, LanguageModel, find_encoder
 from graphprune.ports import Ports, read_padding, read_ports
 from graphprune.prompting import Group
 from graphprune.session import open_session
+from graphprune.settings import Settings
 from graphprune.slots import cache_slot
 
 if TYPE_CHECKING:
@@ -149,7 +150,7 @@ def _gaps(route: _Route) -> list[float] | str:
 
 def _open(route: _Route) -> LanguageModel:
     files = {file.name: file for file in (route.first, route.step, route.encoder) if file is not None}
-    sessions = {name: open_session(file.path, name, threads=1) for name, file in files.items()}
+    sessions = {name: open_session(file.path, name, Settings(threads=1)) for name, file in files.items()}
     first, step = (Decoder(sessions[file.name], read_ports(file)) for file in (route.first, route.step))
     encoder = sessions[route.encoder.name] if route.encoder else None
     padding = read_padding(route.first, first.ports)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from graphprune.cli_common import Json, Model, console, emit, working
+from graphprune.cli_groups import Runtime, with_groups
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -25,7 +26,7 @@ graphprune generate whisper-onnx --audio speech.wav"""
 
 def add_to(app: typer.Typer) -> None:
     """Register the command."""
-    app.command(epilog=_EXAMPLES)(generate)
+    app.command(epilog=_EXAMPLES)(with_groups(generate))
 
 
 def generate(
@@ -66,7 +67,7 @@ def generate(
     ignore_eos: Annotated[
         bool, typer.Option("--ignore-eos", help="Never choose the model's own end of a text.")
     ] = False,
-    threads: Annotated[int, typer.Option(min=0, help="Threads of ONNX Runtime; 0 lets it choose.")] = 0,
+    runtime: Runtime = Runtime(),
     as_json: Json = False,
 ) -> None:
     """Make text: complete prompts, translate or transcribe, token by token with the model's cache."""
@@ -86,7 +87,7 @@ def generate(
             ignore_eos=ignore_eos,
             start=None if start_ids is None else _numbers(start_ids, "--start-ids"),
             inputs=_arrays(model, inputs, audio),
-            threads=threads,
+            settings=runtime.settings(),
         )
     interrupted = _follow(steps, silent=as_json)
     result = steps.result()

@@ -9,42 +9,28 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from graphprune.cli_common import Json, Model, console, emit, working
-from graphprune.errors import LoadError, RunError
+from graphprune.cli_groups import Inputs, Runtime, with_groups
+from graphprune.errors import RunError
 
 if TYPE_CHECKING:
-    from graphprune.play import Call, Source
+    from graphprune.play import Call
 
-Texts = Annotated[
-    list[str] | None,
-    typer.Option("--text", help="A text, by the model's tokenizer; may be given several times."),
-]
-TextFile = Annotated[Path | None, typer.Option("--text-file", help="A file with one text a line.")]
-Npz = Annotated[Path | None, typer.Option("--npz", help="Arrays by the names of the inputs.")]
-Batch = Annotated[int, typer.Option(min=1, help="Rows of random inputs.")]
-Length = Annotated[int, typer.Option(min=1, help="Length of random inputs.")]
-Seed = Annotated[int, typer.Option(min=0, help="Seed of random inputs.")]
-Threads = Annotated[int, typer.Option(min=0, help="Threads of ONNX Runtime; 0 lets it choose.")]
 Steps = Annotated[int, typer.Option(min=0, help="Further tokens, for models that take a cache.")]
 _Limit = Annotated[float | None, typer.Option(help="A limit; beyond it the exit code is 1.")]
 
 
 def add_to(app: typer.Typer) -> None:
     """Register the commands."""
-    app.command(epilog='Example: graphprune run bert-onnx --text "Hello world"')(run)
-    app.command(epilog="Example: graphprune bench bert-onnx out --batch 8 --sequence 128")(bench)
-    app.command(epilog="Example: graphprune verify bert-onnx out --min-cosine 0.95")(verify)
+    app.command(epilog='Example: graphprune run bert-onnx --text "Hello world"')(with_groups(run))
+    app.command(epilog="Example: graphprune bench bert-onnx out --batch 8 --sequence 128")(with_groups(bench))
+    app.command(epilog="Example: graphprune verify bert-onnx out --min-cosine 0.95")(with_groups(verify))
 
 
 def run(
     model: Model,
-    text: Texts = None,
-    text_file: TextFile = None,
-    npz: Npz = None,
-    batch: Batch = 1,
-    sequence: Length = 16,
-    seed: Seed = 0,
+    inputs: Inputs = Inputs(),
     steps: Steps = 0,
-    threads: Threads = 0,
+    runtime: Runtime = Runtime(),
     save: Annotated[Path | None, typer.Option(help="Write the outputs to this .npz file.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -52,9 +38,9 @@ def run(
     from graphprune import cli_show
     from graphprune.play import run as run_model
 
-    source = source_of(model, text, text_file, npz, batch, sequence, seed)
+    source = inputs.source(model)
     with working(f"running {model}"):
-        calls = run_model(model, source, steps=steps, threads=threads)
+        calls = run_model(model, source, steps=steps, settings=runtime.settings())
     if save is not None:
         _save_outputs(save, calls)
     if as_json:
@@ -65,14 +51,9 @@ def run(
 
 def bench(
     models: Annotated[list[Path], typer.Argument(help="Models; ratios are to the first.")],
-    text: Texts = None,
-    text_file: TextFile = None,
-    npz: Npz = None,
-    batch: Batch = 1,
-    sequence: Length = 128,
-    seed: Seed = 0,
+    inputs: Inputs = Inputs(sequence=128),
     steps: Steps = 0,
-    threads: Threads = 1,
+    runtime: Runtime = Runtime(threads=1),
     rounds: Annotated[int, typer.Option(min=2, help="Timed rounds; each runs every model once.")] = 50,
     warmup: Annotated[int, typer.Option(min=0, help="Rounds before these.")] = 5,
     as_json: Json = False,
@@ -83,7 +64,7 @@ def bench(
     from graphprune.cli_show import timing_table
     from graphprune.timing import bench as time_models
 
-    source = source_of(models[0], text, text_file, npz, batch, sequence, seed)
+    source = inputs.source(models[0])
     screen = console(stderr=True)
     with Progress(console=screen, transient=True, disable=not screen.is_terminal) as progress:
         task = progress.add_task("timing", total=rounds + warmup)
@@ -92,12 +73,12 @@ def bench(
             source,
             rounds=rounds,
             warmup=warmup,
-            threads=threads,
+            settings=runtime.settings(),
             steps=steps,
             on_round=lambda: progress.advance(task),
         )
     if as_json:
-        emit({"threads": threads, "timings": [asdict(one) for one in timings]})
+        emit({"threads": runtime.threads, "timings": [asdict(one) for one in timings]})
     else:
         console().print(timing_table(timings))
 
@@ -105,14 +86,9 @@ def bench(
 def verify(
     a: Model,
     b: Model,
-    text: Texts = None,
-    text_file: TextFile = None,
-    npz: Npz = None,
-    batch: Batch = 2,
-    sequence: Length = 16,
-    seed: Seed = 0,
+    inputs: Inputs = Inputs(batch=2),
     steps: Steps = 2,
-    threads: Threads = 0,
+    runtime: Runtime = Runtime(),
     logits: Annotated[str, typer.Option(help="How an output is called that holds logits.")] = "logits",
     max_abs: _Limit = None,
     max_mean_abs: _Limit = None,
@@ -126,10 +102,10 @@ def verify(
     from graphprune.compare import Limits
     from graphprune.compare import verify as compare
 
-    source = source_of(a, text, text_file, npz, batch, sequence, seed)
+    source = inputs.source(a)
     limits = Limits(max_abs, max_mean_abs, max_kl, min_cosine, min_top1)
     with working(f"comparing {a} and {b}"):
-        result = compare(a, b, source, steps=steps, logits=logits, threads=threads)
+        result = compare(a, b, source, steps=steps, logits=logits, settings=runtime.settings())
     broken = limits.broken(result.differences)
     if as_json:
         emit({**asdict(result), "broken": broken, "passed": not broken})
@@ -142,34 +118,6 @@ def verify(
         typer.echo(f"limit broken: {line}", err=True)
     if broken:
         raise typer.Exit(1)
-
-
-def source_of(
-    model: Path,
-    texts: list[str] | None,
-    text_file: Path | None,
-    npz: Path | None,
-    batch: int,
-    sequence: int,
-    seed: int,
-) -> Source:
-    """The inputs that the options ask for: texts, arrays, or random ones."""
-    from graphprune.play import Source
-
-    if npz and (texts or text_file):
-        raise typer.BadParameter("give texts or arrays, not both", param_hint="--npz")
-    if texts or text_file:
-        return Source.of_texts(model, [*(texts or []), *_lines(text_file)])
-    return Source.of_npz(npz) if npz else Source(batch=batch, sequence=sequence, seed=seed)
-
-
-def _lines(path: Path | None) -> list[str]:
-    if path is None:
-        return []
-    try:
-        return [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise LoadError(f"{path}: cannot be read as text in UTF-8: {error}") from error
 
 
 def _save_outputs(path: Path, calls: list[Call]) -> None:

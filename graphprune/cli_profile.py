@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from graphprune.cli_common import Json, Model, console, emit, working
-from graphprune.cli_measure import Batch, Length, Npz, Seed, Steps, TextFile, Texts, Threads, source_of
+from graphprune.cli_groups import Inputs, Runtime, with_groups
+from graphprune.cli_measure import Steps
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -28,22 +29,14 @@ graphprune profile gpt2-onnx --steps 16 --parts --trace trace.json"""
 
 def add_to(app: typer.Typer) -> None:
     """Register the command."""
-    app.command(epilog=_EXAMPLES)(profile)
+    app.command(epilog=_EXAMPLES)(with_groups(profile))
 
 
 def profile(
     model: Model,
-    text: Texts = None,
-    text_file: TextFile = None,
-    npz: Npz = None,
-    batch: Batch = 1,
-    sequence: Length = 128,
-    seed: Seed = 0,
+    inputs: Inputs = Inputs(sequence=128),
     steps: Steps = 0,
-    threads: Threads = 1,
-    level: Annotated[
-        str, typer.Option(help="How far ONNX Runtime optimizes: disabled, basic, extended, layout, all.")
-    ] = "all",
+    runtime: Runtime = Runtime(threads=1),
     rounds: Annotated[int, typer.Option(min=1, help="Times that every call runs.")] = 20,
     parts: Annotated[bool, typer.Option("--parts", help="Show the parts of blocks, too.")] = False,
     kernels: Annotated[int, typer.Option(min=0, help="Show so many of the slowest kernels.")] = 0,
@@ -56,9 +49,9 @@ def profile(
     from graphprune.profiler import profile as profile_model
     from graphprune.tracing import write_trace
 
-    source = source_of(model, text, text_file, npz, batch, sequence, seed)
+    source = inputs.source(model)
     with working(f"profiling {model}"):
-        found = profile_model(model, source, rounds=rounds, steps=steps, level=level, threads=threads)
+        found = profile_model(model, source, rounds=rounds, steps=steps, settings=runtime.settings())
     if trace is not None:
         write_trace(found, trace)
     if as_json:
@@ -80,8 +73,8 @@ def to_json(found: Profile) -> dict[str, Any]:
     """
     return {
         "format": FORMAT,
-        "level": found.level,
-        "threads": found.threads,
+        "level": found.settings.level,
+        "threads": found.settings.threads,
         "attributed": found.attributed,
         "total_us": found.total_us,
         "blocks": [_block(part) for part in found.blocks],

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from graphprune.play import Arrays, Call
+    from graphprune.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def verify(
     *,
     steps: int = 2,
     logits: str = "logits",
-    threads: int = 0,
+    settings: Settings | None = None,
 ) -> Verification:
     """Run two bundles on the same inputs and compare their outputs, caches apart.
 
@@ -96,7 +97,7 @@ def verify(
     from graphprune.session import open_sessions
 
     source = source or Source()
-    runs = [play(open_sessions(path, threads=threads), source, steps=steps) for path in (a, b)]
+    runs = [play(open_sessions(path, settings), source, steps=steps) for path in (a, b)]
     first, second = (_by_place(calls) for calls in runs)
     differences = [
         _compare(call, other, output, logits, _mask(call))
@@ -158,12 +159,24 @@ def difference(
         return Difference(file, output, step, 0.0, 0.0, 1.0)
     with np.errstate(all="ignore"):
         error = np.abs(one - two)
-        norms = np.linalg.norm(one, axis=-1) * np.linalg.norm(two, axis=-1)
-        cosines = np.where(norms == 0, (one == two).all(axis=-1), np.sum(one * two, axis=-1) / norms)
         kl, top1 = _distributions(one, two) if logits else (None, None)
     return Difference(
-        file, output, step, float(error.max()), float(error.mean()), float(cosines.mean()), kl, top1
+        file, output, step, float(error.max()), float(error.mean()), float(cosines(one, two).mean()), kl, top1
     )
+
+
+def cosines(one: NDArray[Any], two: NDArray[Any]) -> NDArray[np.float64]:
+    """The cosine of every row of one array [rows, width] with the same row of another.
+
+    Of a row of zeros it is 1 with another such row, else 0.
+    """
+    import numpy as np
+
+    with np.errstate(all="ignore"):
+        norms = np.linalg.norm(one, axis=-1) * np.linalg.norm(two, axis=-1)
+        same = (one == two).all(axis=-1)
+        found: NDArray[np.float64] = np.where(norms == 0, same, np.sum(one * two, axis=-1) / norms)
+    return found
 
 
 def _distributions(one: NDArray[Any], two: NDArray[Any]) -> tuple[float, float]:

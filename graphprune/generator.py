@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from graphprune.genconfig import GenerationRules
     from graphprune.lane import Lane
+    from graphprune.settings import Settings
     from graphprune.text import Transcript
 
     Scores = NDArray[np.float32]
@@ -111,8 +112,7 @@ def generate_steps(
     ignore_eos: bool = False,
     start: Sequence[int] | None = None,
     inputs: Mapping[str, NDArray[Any]] | None = None,
-    threads: int = 0,
-    providers: Sequence[str] = ("CPUExecutionProvider",),
+    settings: Settings | None = None,
 ) -> Steps:
     """Complete prompts step by step; what the model at this path, or loaded by `open_model`, makes of them.
 
@@ -120,7 +120,7 @@ def generate_steps(
     `start` replaces the tokens that its texts begin with. `inputs` are arrays by the names of
     further inputs (`input_features`, say). Each text ends at one of `stop_tokens` or the model's
     own end (unless `ignore_eos`), before the first of the strings in `stop`, or after
-    `max_new_tokens`. `threads` and `providers` are ONNX Runtime's, where a path is given.
+    `max_new_tokens`. `settings` say how it is run, where a path is given.
 
     Raises `LoadError` where the model cannot be read, `RunError` where it makes no text or the
     prompts do not fit it.
@@ -130,7 +130,7 @@ def generate_steps(
     if "" in stop:
         raise RunError("a stop string is empty")
     if not isinstance(model, LanguageModel):
-        model = open_model(model, threads=threads, providers=providers)
+        model = open_model(model, settings)
     if stop and model.tokenizer is None:
         raise RunError(f"{model.path}: stop strings need a tokenizer.json beside the model: give stop tokens")
     groups = read_prompts(model, prompts, start, inputs or {})

@@ -124,7 +124,7 @@ class _Call:
         self._inputs = {one.name: one for one in session.runtime.get_inputs()}
         self._types = {name: session.element_type(name) for name in session.inputs}
         self._binding = session.runtime.io_binding()
-        self._device = "cuda" if "CUDAExecutionProvider" in session.runtime.get_providers() else "cpu"
+        self._device = session.device
         self._slots = list(self.ports.presents)
         missing = [name for name in self.ports.others if name not in others]
         if missing:
@@ -160,7 +160,7 @@ class _Call:
             binding.bind_ortvalue_input(name, cache[slot])
         binding.bind_output(ports.logits)
         for slot in self._slots:
-            binding.bind_output(ports.presents[slot], self._device)
+            binding.bind_output(ports.presents[slot], *self._device)
         try:
             self._runtime.run_with_iobinding(binding)
         except Exception as error:  # the runtime's own exceptions share no public base
@@ -191,7 +191,7 @@ class _Call:
             raise RunError(f"{self.name}: {name} {self._inputs[name].shape} cannot begin without tokens")
         kind = self._inputs[name].type.removeprefix("tensor(").removesuffix(")")
         element = TensorProto.DataType.Value(kind.upper())
-        return ort.OrtValue.ortvalue_from_shape_and_type(shape, element, self._device)
+        return ort.OrtValue.ortvalue_from_shape_and_type(shape, element, *self._device)
 
 
 def _bytes(value: Any) -> int:

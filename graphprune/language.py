@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
     from graphprune.bundle import ModelFile
+    from graphprune.settings import Settings
 
 
 # Tokens to try whether a model is causal, and what later ones may do, as a share of what earlier ones do.
@@ -61,9 +62,7 @@ class LanguageModel:
     tokenizer: Tokenizer | None
 
 
-def open_model(
-    path: str | Path, *, threads: int = 0, providers: Sequence[str] = ("CPUExecutionProvider",)
-) -> LanguageModel:
+def open_model(path: str | Path, settings: Settings | None = None) -> LanguageModel:
     """Load a bundle that makes text: only those of its files that are needed.
 
     Raises `LoadError` where it cannot be read, `RunError` where it makes no text.
@@ -80,7 +79,7 @@ def open_model(
 
     def session(file: ModelFile) -> Session:
         if file.name not in opened:
-            opened[file.name] = open_session(file.path, file.name, threads=threads, providers=providers)
+            opened[file.name] = open_session(file.path, file.name, settings)
         return opened[file.name]
 
     rules = read_rules(path)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from graphprune.session import Session
+    from graphprune.settings import Settings
 
     Arrays = Mapping[str, NDArray[Any]]
 
@@ -75,14 +76,16 @@ class Call:
     outputs: Arrays
 
 
-def run(path: str | Path, source: Source | None = None, *, steps: int = 0, threads: int = 0) -> list[Call]:
+def run(
+    path: str | Path, source: Source | None = None, *, steps: int = 0, settings: Settings | None = None
+) -> list[Call]:
     """Load a bundle and run its files, those that take a cache for `steps` more tokens.
 
-    Raises `LoadError`, `RunError`.
+    `settings` say on what and how. Raises `LoadError`, `RunError`.
     """
     from graphprune.session import open_sessions
 
-    return play(open_sessions(path, threads=threads), source or Source(), steps=steps)
+    return play(open_sessions(path, settings), source or Source(), steps=steps)
 
 
 def play(sessions: Iterable[Session], source: Source, *, steps: int = 0) -> list[Call]:

@@ -19,7 +19,8 @@ from graphprune.dataflow import has_subgraph
 from graphprune.errors import LoadError, RunError
 from graphprune.kernels import SessionRun, distinct, read_runs
 from graphprune.scopes import Scope
-from graphprune.session import Session, first_line
+from graphprune.session import Session, create, first_line, opened
+from graphprune.settings import session_options
 from graphprune.tagging import Trail, follow, tag
 from graphprune.workload import Shape, Work, work
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from graphprune.attribution import Place
     from graphprune.bundle import ModelFile
     from graphprune.kernels import Kernel
+    from graphprune.settings import Settings
 
 _WEIGHTS = "weights"
 # Weights below this stay in the saved graph.
@@ -73,9 +75,7 @@ class Profiled:
         return known[key]
 
 
-def open_profiled(
-    file: ModelFile, architecture: Architecture, folder: Path, *, level: str, threads: int
-) -> Profiled:
+def open_profiled(file: ModelFile, architecture: Architecture, folder: Path, settings: Settings) -> Profiled:
     """Load a copy of `file` with a profile; what ONNX Runtime writes goes to `folder`, which is made.
 
     `architecture` was recovered from the file's model. Raises `LoadError`, `OSError`.
@@ -83,7 +83,7 @@ def open_profiled(
     folder.mkdir()
     scope = Scope.of(architecture.model)
     optimized = folder / "optimized.onnx"
-    session = _open(file, _options(folder, optimized, level, threads))
+    session = _open(file, _options(folder, optimized, settings), settings)
     trail = Trail.of(scope)
     order = Scope.of(_read(optimized, file)).order
     # ONNX Runtime never runs a Constant: it is an initializer by then.
@@ -102,17 +102,9 @@ def _read(path: Path, file: ModelFile) -> ir.Model:
         raise LoadError(f"{file.path}: ONNX Runtime's optimized graph cannot be read: {error}") from error
 
 
-def _options(folder: Path, optimized: Path, level: str, threads: int) -> Any:
-    import onnxruntime as ort
-
-    options = ort.SessionOptions()
+def _options(folder: Path, optimized: Path, settings: Settings) -> Any:
+    options = session_options(settings)
     options.log_severity_level = 4  # it warns that a graph in its own layouts is not portable
-    options.intra_op_num_threads = threads
-    name = "ALL" if level == "all" else "DISABLE_ALL" if level == "disabled" else level.upper()
-    known = getattr(ort.GraphOptimizationLevel, f"ORT_{name if name[0] == 'D' else f'ENABLE_{name}'}", None)
-    if known is None:
-        raise RunError(f"this version of ONNX Runtime ({ort.__version__}) has no level {level!r}")
-    options.graph_optimization_level = known
     options.enable_profiling = True
     options.profile_file_prefix = str(folder / "profile")
     options.optimized_model_filepath = str(optimized)
@@ -132,16 +124,11 @@ def _anchor(path: Path) -> Path:
     return Path(path.absolute().anchor)
 
 
-def _open(file: ModelFile, options: Any) -> Session:
-    import onnxruntime as ort
-
-    try:
-        runtime = ort.InferenceSession(_tagged(file), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # as above
-        raise LoadError(f"{file.path}: ONNX Runtime cannot load it: {first_line(error)}") from error
+def _open(file: ModelFile, options: Any, settings: Settings) -> Session:
+    (providers, *_) = settings.choices()
+    runtime = create(file.path, options, settings=settings, providers=providers, data=_tagged(file))
     runtime._model_path = str(file.path)  # where inputs are made from what the file says of them
-    inputs = tuple(one.name for one in runtime.get_inputs())
-    return Session(file.name, runtime, inputs, tuple(one.name for one in runtime.get_outputs()))
+    return opened(runtime, file.name, settings)
 
 
 def _tagged(file: ModelFile) -> bytes:

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING
 
 from graphprune.errors import RunError
 from graphprune.play import Source, play
+from graphprune.settings import Settings
 
 if TYPE_CHECKING:
     from graphprune.phases import PartTime, Phase
     from graphprune.profiled import Profiled
 
-LEVELS = ("disabled", "basic", "extended", "layout", "all")
 # Events that one profile may hold: ONNX Runtime drops what comes after a million, and they take memory.
 _EVENTS = 200_000
 
@@ -29,8 +29,7 @@ _EVENTS = 200_000
 class Profile:
     """What `profile` found: the phases of one pass over all files, in the order in which they run."""
 
-    level: str
-    threads: int
+    settings: Settings
     phases: tuple[Phase, ...]
 
     @property
@@ -65,14 +64,13 @@ def profile(
     *,
     rounds: int = 20,
     steps: int = 0,
-    level: str = "all",
-    threads: int = 1,
+    settings: Settings | None = None,
 ) -> Profile:
     """Time every kernel of all files of a bundle, and say which block it serves.
 
     After a warm-up, every call of `play` runs `rounds` times (fewer where the profile would become too
-    large) on the inputs that it had; `steps` are further tokens for models that take a cache. `level` is
-    how far ONNX Runtime optimizes: disabled, basic, extended, layout or all. Everything is written to a
+    large) on the inputs that it had; `steps` are further tokens for models that take a cache.
+    `settings` say on what and how it is run; one thread on the CPU by default. Everything is written to a
     temporary folder. Raises `LoadError`, `RunError`.
     """
     from tempfile import TemporaryDirectory
@@ -81,8 +79,7 @@ def profile(
     from graphprune.profiled import open_profiled
     from graphprune.survey import inspect
 
-    if level not in LEVELS:
-        raise RunError(f"there is no optimization level {level!r}: choose one of {', '.join(LEVELS)}")
+    settings = settings or Settings(threads=1)
     if rounds < 1 or steps < 0:
         raise RunError("a profile takes 1 round at least, and no negative steps")
     bundle = load(path)
@@ -90,10 +87,10 @@ def profile(
     try:
         with TemporaryDirectory(prefix="graphprune.", ignore_cleanup_errors=True) as folder:
             files = [
-                open_profiled(file, surveys[file.name], Path(folder) / str(i), level=level, threads=threads)
+                open_profiled(file, surveys[file.name], Path(folder) / str(i), settings)
                 for i, file in enumerate(bundle.files)
             ]
-            return _profiled(files, source or Source(), rounds, steps, level, threads)
+            return _profiled(files, source or Source(), rounds, steps, settings)
     except OSError as error:
         raise RunError(
             f"cannot write temporary files to profile {path}: {error.strerror or error}"
@@ -101,7 +98,7 @@ def profile(
 
 
 def _profiled(
-    files: Sequence[Profiled], source: Source, rounds: int, steps: int, level: str, threads: int
+    files: Sequence[Profiled], source: Source, rounds: int, steps: int, settings: Settings
 ) -> Profile:
     from graphprune.phases import WARMUP, phases_of
     from graphprune.session import in_turn
@@ -116,7 +113,7 @@ def _profiled(
     phases: list[Phase] = []
     for name in dict.fromkeys(call.session.name for call in calls):
         phases += phases_of(by_name[name], [call for call in calls if call.session.name == name], rounds)
-    return Profile(level, threads, tuple(phases))
+    return Profile(settings, tuple(phases))
 
 
 @contextmanager

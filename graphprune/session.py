@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graphprune.errors import LoadError, RunError
+from graphprune.settings import PROVIDERS, Settings, full_name, session_options, short_name
 from graphprune.slots import cache_slot
 
 if TYPE_CHECKING:
@@ -27,16 +31,28 @@ _TYPES = {
     "tensor(uint8)": "uint8",
     "tensor(bool)": "bool",
 }
+_RECORD = "session.record_ep_graph_assignment_info"
+_SHOWN_OPS = 5
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
 class Session:
-    """One loaded file: its name in the bundle, and what it takes and gives, in graph order."""
+    """One loaded file: its name in the bundle, and what it takes and gives, in graph order.
+
+    `settings` are those that it was opened with, `providers` the short names of those that started,
+    the CPU's last. `nodes` has for each provider how many nodes of each op it was given; it is empty
+    where all run on the CPU, and where ONNX Runtime is older than 1.24, which does not tell.
+    """
 
     name: str
     runtime: Any
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+    settings: Settings = field(default_factory=Settings)
+    providers: tuple[str, ...] = ("cpu",)
+    nodes: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
     @property
     def pasts(self) -> int:
@@ -48,14 +64,66 @@ class Session:
         """Whether it takes what another file may have put out: an encoder's states, a cache."""
         return self.pasts > 0 or any(name.startswith("encoder_") for name in self.inputs)
 
+    @property
+    def device(self) -> tuple[str, int]:
+        """Where the preferred provider keeps tensors, by ONNX Runtime's name, and the device's number."""
+        preferred = self.providers[0]
+        kind = PROVIDERS[preferred].device if preferred in PROVIDERS else "cpu"
+        given = {short_name(name): options for name, options in self.settings.provider_options.items()}
+        number = given.get(preferred, {}).get("device_id", "0")
+        return kind, int(number) if kind != "cpu" and number.isdigit() else 0
+
+    @property
+    def on_cpu(self) -> Mapping[str, int]:
+        """How many nodes of each op run on the CPU although another provider is preferred."""
+        return self.nodes.get("cpu", {}) if self.providers[0] != "cpu" else {}
+
+    def prepared(self, feeds: Feeds) -> Callable[[], object]:
+        """One run on these inputs, ready to be repeated and timed.
+
+        With the setting `binding` the inputs are on the device already and the outputs, `OrtValue`s, stay
+        there; the run waits until they are there. Raises `RunError` where an input is missing.
+        """
+        self._require(feeds)
+        if self.settings.binding:
+            return self._bound(feeds)
+        given = {name: feeds[name] for name in self.inputs}
+        return lambda: self.runtime.run(None, given)
+
+    def _bound(self, feeds: Feeds) -> Callable[[], object]:
+        import numpy as np
+        import onnxruntime as ort
+
+        kind, number = self.device
+        binding = self.runtime.io_binding()
+        try:
+            for name in self.inputs:
+                array = np.ascontiguousarray(feeds[name])
+                value = ort.OrtValue.ortvalue_from_numpy(array, kind, number)
+                binding.bind_ortvalue_input(name, value)
+            for name in self.outputs:
+                binding.bind_output(name, kind, number)
+        except Exception as error:  # the runtime's own exceptions share no public base
+            raise RunError(f"{self.name}: cannot be bound to {kind}: {first_line(error)}") from error
+
+        def once() -> object:
+            self.runtime.run_with_iobinding(binding)
+            binding.synchronize_outputs()
+            return binding.get_outputs()
+
+        return once
+
+    def _require(self, feeds: Feeds) -> None:
+        missing = [name for name in self.inputs if name not in feeds]
+        if missing:
+            raise RunError(f"{self.name}: inputs without a value: {', '.join(missing)}")
+
     def run(self, feeds: Feeds) -> dict[str, NDArray[Any]]:
         """Run once: all outputs by name. Inputs beyond the model's are left out.
 
         Raises `RunError` where an input is missing or the runtime refuses one.
         """
-        missing = [name for name in self.inputs if name not in feeds]
-        if missing:
-            raise RunError(f"{self.name}: inputs without a value: {', '.join(missing)}")
+        self._require(feeds)
         try:
             values = self.runtime.run(None, {name: feeds[name] for name in self.inputs})
         except Exception as error:  # the runtime's own exceptions share no public base
@@ -72,24 +140,127 @@ class Session:
         return _TYPES.get(kind)
 
 
-def open_session(
-    path: Path, name: str, *, threads: int = 0, providers: Sequence[str] = ("CPUExecutionProvider",)
-) -> Session:
-    """Load one file. `threads` 0 leaves their number to ONNX Runtime. Raises `LoadError`."""
+def open_session(path: Path, name: str, settings: Settings | None = None) -> Session:
+    """Load one file, called `name`; what does not run on the provider that is asked for is logged.
+
+    Raises `LoadError`, `RunError` where a provider or a level does not exist, `SaveError` where the
+    optimized model cannot be kept.
+    """
+    settings = settings or Settings()
+    choices = settings.choices()
+    for providers in choices[:-1]:
+        try:
+            return start(path, name, settings, providers)
+        except LoadError as error:
+            log.warning("%s: the provider %s does not start: %s", name, providers[0], error)
+    return start(path, name, settings, choices[-1])
+
+
+def start(path: Path, name: str, settings: Settings, providers: tuple[str, ...]) -> Session:
+    """As `open_session`, with just these providers."""
+    from graphprune.optimized import optimized
+
+    options, model = session_options(settings), path
+    compiles = any(one in PROVIDERS and PROVIDERS[one].caches for one in providers)
+    if settings.cache is not None and not compiles and path.suffix == ".onnx":
+        bound = partial(create, settings=settings, providers=providers)
+        model = optimized(path, settings, settings.cache, providers, bound)
+        options.graph_optimization_level = session_options(
+            replace(settings, level="disabled")
+        ).graph_optimization_level
+    if providers != ("cpu",):
+        options.add_session_config_entry(_RECORD, "1")
+    runtime = create(model, options, settings=settings, providers=providers)
+    runtime._model_path = str(path)  # inputs are made from what the original says of them
+    return opened(runtime, name, settings)
+
+
+def create(
+    path: Path, options: Any, *, settings: Settings, providers: tuple[str, ...], data: bytes | None = None
+) -> Any:
+    """ONNX Runtime's session of a file, or of `data` made from it.
+
+    Raises `LoadError` where it does not load, or a provider does not start.
+    """
     import onnxruntime as ort
 
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    options.intra_op_num_threads = threads
     try:
-        runtime = ort.InferenceSession(str(path), options, providers=list(providers))
-    except Exception as error:  # as above
+        runtime = ort.InferenceSession(
+            data or str(path), options, providers=_with_options(settings, providers), enable_fallback=0
+        )
+    except Exception as error:  # the runtime's own exceptions share no public base
         raise LoadError(f"{path}: ONNX Runtime cannot load it: {first_line(error)}") from error
-    inputs = tuple(one.name for one in runtime.get_inputs())
-    return Session(name, runtime, inputs, tuple(one.name for one in runtime.get_outputs()))
+    runtime.disable_fallback()
+    started = {short_name(one) for one in runtime.get_providers()}
+    for one in providers:
+        if one not in started:
+            raise LoadError(
+                f"{path}: the provider {one!r} is installed and does not start: see that its driver and "
+                "libraries are there, in the versions that this onnxruntime was built for"
+            )
+    return runtime
 
 
-def open_sessions(path: str | Path, *, threads: int = 0) -> tuple[Session, ...]:
+def _with_options(settings: Settings, providers: tuple[str, ...]) -> list[tuple[str, dict[str, str]]]:
+    """The providers by their full names, with the options that are given and those of the cache."""
+    given = {short_name(name): options for name, options in settings.provider_options.items()}
+    found = []
+    for one in providers:
+        options = dict(given.get(one, {}))
+        if settings.cache is not None and one in PROVIDERS:
+            caches = PROVIDERS[one].caches
+            options = {key: value.format(settings.cache) for key, value in caches.items()} | options
+        found.append((full_name(one), options))
+    return found
+
+
+def opened(runtime: Any, name: str, settings: Settings) -> Session:
+    """The `Session` around a runtime; logs which nodes fell to the CPU."""
+    session = Session(
+        name,
+        runtime,
+        tuple(one.name for one in runtime.get_inputs()),
+        tuple(one.name for one in runtime.get_outputs()),
+        settings,
+        tuple(short_name(one) for one in runtime.get_providers()),
+        _nodes(runtime),
+    )
+    if session.providers[0] != "cpu":
+        _tell(session)
+    return session
+
+
+def _nodes(runtime: Any) -> dict[str, dict[str, int]]:
+    """How many nodes of each op every provider was given."""
+    asked = runtime.get_session_options().get_session_config_entry
+    try:
+        recorded = asked(_RECORD) == "1" and hasattr(runtime, "get_provider_graph_assignment_info")
+    except RuntimeError:  # it was not set
+        recorded = False
+    found: dict[str, Counter[str]] = {}
+    for part in runtime.get_provider_graph_assignment_info() if recorded else ():
+        found.setdefault(short_name(part.ep_name), Counter()).update(n.op_type for n in part.get_nodes())
+    return {provider: dict(ops.most_common()) for provider, ops in found.items()}
+
+
+def _tell(session: Session) -> None:
+    preferred = session.providers[0]
+    if not session.nodes:
+        log.warning(
+            "%s runs on %s; which of its nodes fell to the CPU is told by onnxruntime 1.24 and later only",
+            session.name, preferred,
+        )  # fmt: skip
+    elif session.on_cpu:
+        count, total = sum(session.on_cpu.values()), sum(sum(ops.values()) for ops in session.nodes.values())
+        ops = [f"{count} {op}" for op, count in session.on_cpu.items()]
+        more = f" and {len(ops) - _SHOWN_OPS} more kinds" if len(ops) > _SHOWN_OPS else ""
+        log.warning(
+            "%s: %d of %d nodes run on the CPU, not on %s: %s%s",
+            session.name, count, total, preferred, ", ".join(ops[:_SHOWN_OPS]), more,
+        )  # fmt: skip
+
+
+def open_sessions(path: str | Path, settings: Settings | None = None) -> tuple[Session, ...]:
     """Sessions for every file of a bundle, those first whose outputs others take as inputs.
 
     Raises `LoadError`, also where the files do not belong together.
@@ -99,7 +270,7 @@ def open_sessions(path: str | Path, *, threads: int = 0) -> tuple[Session, ...]:
 
     bundle = load(path)
     require_set(bundle)
-    return in_turn(open_session(file.path, file.name, threads=threads) for file in bundle.files)
+    return in_turn(open_session(file.path, file.name, settings) for file in bundle.files)
 
 
 def in_turn(sessions: Iterable[Session]) -> tuple[Session, ...]:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from graphprune.play import Call
+    from graphprune.settings import Settings
 
 _RESAMPLES = 2000
 
@@ -49,7 +50,7 @@ def bench(
     *,
     rounds: int = 50,
     warmup: int = 5,
-    threads: int = 1,
+    settings: Settings | None = None,
     steps: int = 0,
     on_round: Callable[[], None] = lambda: None,
     clock: Callable[[], int] = time.perf_counter_ns,
@@ -64,7 +65,7 @@ def bench(
 
     if rounds < 2 or warmup < 0:
         raise RunError("a benchmark takes 2 rounds at least, and no negative warm-up")
-    plays = [play(open_sessions(path, threads=threads), source or Source(), steps=steps) for path in models]
+    plays = [play(open_sessions(path, settings), source or Source(), steps=steps) for path in models]
     times: list[list[float]] = [[] for _ in plays]
     order = list(range(len(plays)))
     shuffled = random.Random(0)

@@ -16,9 +16,9 @@ from graphprune.attribution import UNREAD, Place, attribute
 from graphprune.blockparts import PARTS
 from graphprune.bundle import load
 from graphprune.profiled import Profiled, open_profiled
-from graphprune.profiler import LEVELS
 from graphprune.recover import recover
 from graphprune.scopes import Scope
+from graphprune.settings import LEVELS, Settings
 from graphprune.survey import inspect
 from tests import graphs
 from tests.recovered import STAGED
@@ -59,7 +59,7 @@ def test_zoo(entry: Entry, dialect: str, level: str, tmp_path: Path) -> None:
         bundle = load(path)
         architecture = inspect(bundle)[0].architecture
         folder = tmp_path / str(number)
-        profiled = open_profiled(bundle.files[0], architecture, folder, level=level, threads=1)
+        profiled = open_profiled(bundle.files[0], architecture, folder, Settings(threads=1, level=level))
         layers = [f"{stack.name}.{layer.index}" for stack in architecture.stacks for layer in stack.layers]
         wrong += _wrong(entry, file.stem, profiled, layers)
     if not made:

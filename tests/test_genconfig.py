@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from graphprune.errors import LoadError
 from graphprune.genconfig import GenerationRules, read_rules
 from graphprune.generator import generate
+from graphprune.settings import Settings
 from tests.test_generator import NEW, PROMPTS, expected, inputs_of, tensors_of, zoo
 
 
@@ -50,7 +51,7 @@ def by_transformers(family: str, settings: dict[str, Any]) -> list[list[int]]:
 
 
 def made(family: str, folder: Path) -> list[list[int]]:
-    result = generate(folder, max_new_tokens=NEW, threads=1, **inputs_of(zoo(family)))
+    result = generate(folder, max_new_tokens=NEW, settings=Settings(threads=1), **inputs_of(zoo(family)))
     return [list(one.tokens) for one in result.completions]
 
 

@@ -13,6 +13,7 @@ import torch
 
 from graphprune.generator import Generation, generate_steps
 from graphprune.language import open_model
+from graphprune.settings import Settings
 from tools import zoo_genai, zoo_loaders
 from tools.zoo import Entry, NotExportableError, entries, families
 from tools.zoo_truth import Family
@@ -79,7 +80,7 @@ def check(folder: Path, entry: Entry | Built) -> None:
     assert [one.reason for one in made.completions] == ["length"] * 2
     assert_close(own, scores)
     np.testing.assert_array_equal([one.tokens for one in made.completions], tokens)
-    model = open_model(folder, threads=1)
+    model = open_model(folder, Settings(threads=1))
     for row in range(2):
         single, alone = run(model, **row_of(inputs_of(entry), row))
         assert single.completions[0] == made.completions[row]
@@ -88,7 +89,7 @@ def check(folder: Path, entry: Entry | Built) -> None:
 
 def run(model: Any, **options: Any) -> tuple[Generation, np.ndarray]:
     """The result, and the scores of every step."""
-    options = {"max_new_tokens": NEW, "ignore_eos": True, "threads": 1} | options
+    options = {"max_new_tokens": NEW, "ignore_eos": True, "settings": Settings(threads=1)} | options
     steps = generate_steps(model, **options)
     scores = np.stack([step.scores for step in steps])
     return steps.result(), scores

@@ -22,6 +22,8 @@ FILES = {
     "inputs",
     "check",
     "session",
+    "settings",
+    "optimized",
     "survey",
     "outcomes",
     "describe",

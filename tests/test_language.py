@@ -16,6 +16,7 @@ import graphprune as gp
 from graphprune.errors import LoadError, RunError
 from graphprune.generator import generate, generate_steps
 from graphprune.language import open_model
+from graphprune.settings import Settings
 from tests.test_generator import NEW, PROMPTS, assert_close, inputs_of, run, without, zoo
 
 SHARED = Path(__file__).parent.parent.parent / "shared" / "models"
@@ -29,7 +30,7 @@ def shared(name: str) -> Path:
 
 def check_alone(path: Path, prompts: tuple[tuple[int, ...], ...] = PROMPTS, **options: object) -> None:
     """Each text alone is what it is in the batch, and a full pass gives the scores of the last step."""
-    model = open_model(path, threads=1)
+    model = open_model(path, Settings(threads=1))
     made, scores = run(model, prompts=prompts, **options)
     for row, prompt in enumerate(prompts):
         alone, own = run(model, prompts=[prompt], **options)

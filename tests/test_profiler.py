@@ -22,8 +22,9 @@ from graphprune.kernels import SessionRun, distinct, read_runs
 from graphprune.phases import PartTime
 from graphprune.play import Source
 from graphprune.profiled import Profiled
-from graphprune.profiler import LEVELS, Profile, profile
+from graphprune.profiler import Profile, profile
 from graphprune.session import Session
+from graphprune.settings import LEVELS, Settings
 from graphprune.survey import inspect
 from graphprune.tracing import trace_events, write_trace
 from graphprune.workload import work
@@ -233,7 +234,9 @@ def widened(path: Path, wide: int = 10) -> Path:
 
 @pytest.mark.parametrize("level", ["disabled", "all"])
 def test_a_wide_block_shows(level: str, tmp_path: Path) -> None:
-    found = profile(widened(tmp_path / "m.onnx"), Source(sequence=64), rounds=8, level=level)
+    found = profile(
+        widened(tmp_path / "m.onnx"), Source(sequence=64), rounds=8, settings=Settings(threads=1, level=level)
+    )
     blocks = {part.name: part for part in found.blocks}
     assert list(blocks) == [f"encoder.{i}.{kind}" for i in range(3) for kind in ("attention", "ffn")]
     assert blocks["encoder.1.ffn"].macs == 10 * blocks["encoder.0.ffn"].macs == 10 * 2 * 64 * 8 * 96
@@ -322,7 +325,9 @@ def test_prefill_and_decode_apart_in_a_merged_file(tmp_path: Path) -> None:
 def test_macs_are_those_of_the_architecture(family: str) -> None:
     (entry,) = entries(family, fast=True)
     (path,) = entry.files()
-    found = profile(path, Source(batch=2, sequence=6), rounds=1, level="disabled")
+    found = profile(
+        path, Source(batch=2, sequence=6), rounds=1, settings=Settings(threads=1, level="disabled")
+    )
     sizes = {"batch": 2, "sequence": 6, "past": 0}
     for block in inspect(load(path))[0].architecture.blocks:
         known = {name: next(v for k, v in sizes.items() if k in name) for name in block.macs.names}
@@ -410,7 +415,7 @@ def test_errors_of_a_run_name_nodes_as_the_file_does(tmp_path: Path) -> None:
     model.graph.input[0].type.tensor_type.shape.dim[2].dim_param = "width"
     onnx.save(model, path)
     with pytest.raises(RunError, match=r"0/[qkv]_MatMul") as error:
-        profile(path, Source.of_npz(tmp_path / "in.npz"), level="disabled")
+        profile(path, Source.of_npz(tmp_path / "in.npz"), settings=Settings(threads=1, level="disabled"))
     assert "gp." not in str(error.value)
 
 
@@ -485,7 +490,7 @@ def test_the_command_shows_layers_blocks_parts_and_kernels(
 def test_every_level_has_a_name(tmp_path: Path) -> None:
     path = tiny.save(tmp_path / "m.onnx", layers=1)
     for level in LEVELS:
-        found = profile(path, rounds=1, level=level)
+        found = profile(path, rounds=1, settings=Settings(threads=1, level=level))
         assert found.level == level and found.attributed == 1
         consistent(found)
 

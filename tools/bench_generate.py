@@ -56,7 +56,8 @@ class Racer:
 def load(path: Path, name: str, scratch: Path) -> tuple[Racer, Racer]:
     """A model, and the same without every second layer, on one thread."""
     pruned = gp.prune(gp.load(path), drop_layers="every:2").save(scratch / f"{name}-half")
-    dense, half = (Racer(name, layers(one), gp.open_model(one, threads=1)) for one in (path, pruned))
+    settings = gp.Settings(threads=1)
+    dense, half = (Racer(name, layers(one), gp.open_model(one, settings)) for one in (path, pruned))
     return dense, half
 
 

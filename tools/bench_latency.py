@@ -100,7 +100,7 @@ def timed(
 ) -> list[gp.Timing]:
     """All models in turns; the first is the dense one."""
     source = gp.Source(batch=shape[0], sequence=shape[1])
-    return list(gp.bench(paths, source, rounds=rounds, threads=threads, clock=clock))
+    return list(gp.bench(paths, source, rounds=rounds, settings=gp.Settings(threads=threads), clock=clock))
 
 
 def section(title: str, timings: list[gp.Timing], macs: Mapping[str, int]) -> tuple[list[str], list[float]]:

@@ -21,7 +21,8 @@ from typing import Any
 import graphprune as gp
 from graphprune.inputs import make_inputs
 from graphprune.profiled import open_profiled
-from graphprune.profiler import LEVELS, profile
+from graphprune.profiler import profile
+from graphprune.settings import LEVELS, Level, Settings
 from graphprune.survey import inspect
 from tools.bench_latency import export_minilm
 from tools.measuring import environment, write_page
@@ -63,7 +64,7 @@ def cost(path: Path, shape: tuple[int, int], rounds: int, folder: Path) -> str:
     bundle = gp.load(path)
     architecture = inspect(bundle)[0].architecture
     feeds = make_inputs(path, batch=shape[0], sequence=shape[1])
-    own = open_profiled(bundle.files[0], architecture, folder / "own", level="all", threads=1)
+    own = open_profiled(bundle.files[0], architecture, folder / "own", Settings(threads=1))
     sessions = [plain(path, folder, profiled=False), plain(path, folder, profiled=True), own.session.runtime]
     bare, theirs, ours = medians([lambda s=s: s.run(None, feeds) for s in sessions], rounds)
     for session in sessions[1:]:
@@ -71,9 +72,10 @@ def cost(path: Path, shape: tuple[int, int], rounds: int, folder: Path) -> str:
     return f"| {shape[0]} × {shape[1]} | {bare:.2f} | {theirs:.2f} | {ours:.2f} | {ours / theirs:.3f} |"
 
 
-def sums(path: Path, shape: tuple[int, int], rounds: int, level: str) -> str:
+def sums(path: Path, shape: tuple[int, int], rounds: int, level: Level) -> str:
     """One row: kernels' time, the session's, their ratio, and what is attributed."""
-    found = profile(path, gp.Source(batch=shape[0], sequence=shape[1]), rounds=rounds, level=level)
+    source, settings = gp.Source(batch=shape[0], sequence=shape[1]), Settings(threads=1, level=level)
+    found = profile(path, source, rounds=rounds, settings=settings)
     (phase,) = found.phases
     return (
         f"| {shape[0]} × {shape[1]} | {level} | {phase.kernel_us / 1e3:.2f} | {phase.session_us / 1e3:.2f} "
