@@ -16,6 +16,7 @@ from onnx import numpy_helper
 
 from graphprune import cli_profile
 from graphprune.bundle import load
+from graphprune.cli_groups import Inputs
 from graphprune.cli_profile import to_json
 from graphprune.errors import LoadError, RunError, SaveError
 from graphprune.kernels import SessionRun, distinct, read_runs
@@ -475,7 +476,9 @@ def test_the_command_shows_layers_blocks_parts_and_kernels(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tiny.save(tmp_path / "m.onnx", layers=2)
-    cli_profile.profile(path, sequence=8, rounds=1, parts=True, kernels=2, trace=tmp_path / "t.json")
+    cli_profile.profile(
+        path, inputs=Inputs(sequence=8), rounds=1, parts=True, kernels=2, trace=tmp_path / "t.json"
+    )
     lines = [line.split() for line in capsys.readouterr().out.splitlines() if line]
     firsts = [words[0] for words in lines]
     layer = ["encoder.0", "encoder.0.attention", "projections", "scores", "output", "join"]
@@ -483,7 +486,7 @@ def test_the_command_shows_layers_blocks_parts_and_kernels(
     assert firsts[start : start + 7] == [*layer, "encoder.0.ffn"]
     assert lines[0][:2] == ["m.onnx,", "run:"] and lines[-1] == ["wrote", str(tmp_path / "t.json")]
     assert len(lines) - firsts.index("kernel") == 4  # a header, two kernels, the last line
-    cli_profile.profile(path, sequence=8, rounds=1, as_json=True)
+    cli_profile.profile(path, inputs=Inputs(sequence=8), rounds=1, as_json=True)
     assert json.loads(capsys.readouterr().out)["format"] == 1
 
 
