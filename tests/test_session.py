@@ -9,7 +9,6 @@ import pytest
 
 from graphprune.errors import LoadError, RunError, SaveError
 from graphprune.inputs import make_inputs
-from graphprune.play import Source, run
 from graphprune.session import Session, open_session
 from graphprune.settings import LEVELS, PROVIDERS, Settings, installed, short_name
 from tests import tiny
@@ -144,15 +143,3 @@ def test_a_cache_that_cannot_be_written_is_an_error(model: Path, tmp_path: Path)
     (tmp_path / "file").write_text("")
     with pytest.raises(SaveError, match=r"cannot keep the optimized model in .*name another folder"):
         open_session(model, "m", Settings(cache=tmp_path / "file" / "cache"))
-
-
-def test_runs_on_a_gpu_if_there_is_one(model: Path) -> None:
-    if "cuda" not in installed():
-        pytest.skip("the installed onnxruntime has no CUDA provider")
-    try:
-        (call,) = run(model, Source(batch=2), settings=Settings(providers=("cuda",), binding=True))
-    except LoadError as error:
-        pytest.skip(f"CUDA does not start here: {error}")
-    (expected,) = run(model, Source(batch=2))
-    for name, array in expected.outputs.items():
-        np.testing.assert_allclose(array, call.outputs[name], rtol=1e-2, atol=1e-3)
