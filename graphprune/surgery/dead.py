@@ -16,7 +16,7 @@ def sweep(model: ir.Model) -> None:
     for nobody takes over another one of its sum.
     """
     for graph in _graphs(model.graph):
-        _sweep_nodes(graph)
+        sweep_nodes(graph)
         take_over_norms(graph)
     for graph in _graphs(model.graph):
         for name, value in list(graph.initializers.items()):
@@ -47,7 +47,8 @@ def _graphs(graph: ir.Graph) -> list[ir.Graph]:
     return [*found, graph]
 
 
-def _sweep_nodes(graph: ir.Graph) -> None:
+def sweep_nodes(graph: ir.Graph) -> None:
+    """Remove the nodes of one graph of which nobody reads anything."""
     for node in reversed(graph):
         if any(output.uses() or output.is_graph_output() for output in node.outputs):
             continue
