@@ -96,6 +96,11 @@ def play(sessions: Iterable[Session], source: Source, *, steps: int = 0) -> list
     return calls
 
 
+def first_feeds(session: Session, source: Source) -> dict[str, NDArray[Any]]:
+    """What the first call of a file takes: what `source` gives, an empty cache, the rest at random."""
+    return _feeds(session, source, 0, 0, first=True)
+
+
 def is_cache(name: str) -> bool:
     """Whether an input or output is a cache of keys and values."""
     return bool(cache_slot(name, "past") or cache_slot(name, "present"))

@@ -31,6 +31,7 @@ FILES = {
     "copies",
     "tagging",
     "profiled",
+    "transient",
     "genconfig",
     "ports",
     "language",
@@ -51,6 +52,7 @@ APPLICATION = {
     "phases",
     "profiler",
     "tracing",
+    "scoring",
 }
 PASS_MAY_IMPORT = {"prunepass", "architecture", "surgery", "errors"}
 HEAVY = {"torch", "transformers", "optimum"}
