@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from graphprune.architecture import Block
-from graphprune.dataflow import has_subgraph
+from graphprune.dataflow import TRANSPARENT, has_subgraph
 from graphprune.surgery.stored import storage
 from graphprune.surgery.values import current
 
@@ -45,12 +45,12 @@ def find_region(block: Block, order: Mapping[ir.Node, int]) -> Region | str:
     if after is None:
         return f"the stream behind it does not come out of its join, node '{join.name}' ({join.op_type})"
     before = current(block.stream_in)
-    for value in (before, end):
-        if storage(value) is not None:
-            return f"the stream at node '{join.name}' ({join.op_type}) is stored by a scale of its own"
+    passes_on = all(node is join or node.op_type in TRANSPARENT for node in after)
+    if storage(end) is not None or (passes_on and storage(before) is not None):
+        return f"the stream at node '{join.name}' ({join.op_type}) is stored by a scale of its own"
     rounding: list[ir.Node] = []
     maker = before.producer()
-    if maker is not None and maker.op_type == "DequantizeLinear":
+    if passes_on and maker is not None and maker.op_type == "DequantizeLinear":
         rounding = [*_roundings(end)]
         if any(use.node not in rounding for value in _stored(rounding) for use in value.uses()):
             return f"what follows node '{join.name}' reads the stream as stored, by a scale of its own"

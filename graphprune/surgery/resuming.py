@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 
-from graphprune.dataflow import SHAPE_OPS, attribute_graphs, has_subgraph
+from graphprune.constants import constant_shape
+from graphprune.dataflow import SHAPE_OPS, SKIP_NORMS, attribute_graphs, has_subgraph
 from graphprune.ownership import exclusive_nodes
-from graphprune.shapes import Shapes
+from graphprune.shapes import Dims, Shapes
 from graphprune.surgery.regions import Region
 from graphprune.surgery.values import current
 
@@ -25,10 +26,14 @@ class Boundary:
 
 @dataclass(frozen=True, eq=False)
 class StreamType:
-    """The element type and the dims that the stream has at all boundaries, as far as they are the same."""
+    """The element type of the stream, and its dims as far as they are the same everywhere.
+
+    `alike` says that no size of it is known to change.
+    """
 
     dtype: ir.DataType
     dims: ir.Shape
+    alike: bool
 
     def empty(self) -> ir.TensorProtocol:
         """A stream of no tokens."""
@@ -39,13 +44,21 @@ class StreamType:
 def stream_type(model: ir.Model, regions: Sequence[Region]) -> StreamType | None:
     """The type of the stream between blocks; None where its rank is not known, or not the same everywhere."""
     shapes = Shapes(model)
-    found = [shapes.of(current(region.block.stream_in)) for region in regions[1:]]
+    found = [shapes.of(current(region.block.stream_in)) or _fused_dims(region) for region in regions]
     known = [dims for dims in found if dims is not None]
     if not known or len({len(dims) for dims in known}) > 1:
         return None
-    alike = [len(set(sizes)) == 1 and len(known) == len(found) for sizes in zip(*known, strict=True)]
-    same = [size if one else None for size, one in zip(known[0], alike, strict=True)]
-    return StreamType(_element_type(regions), ir.Shape(same))
+    axes = [set(sizes) if len(known) == len(found) else {None, *sizes} for sizes in zip(*known, strict=True)]
+    same = [size if len(sizes) == 1 else None for size, sizes in zip(known[0], axes, strict=True)]
+    alike = all(len([size for size in sizes if isinstance(size, int)]) < 2 for sizes in axes)
+    return StreamType(_element_type(regions), ir.Shape(same), alike)
+
+
+def _fused_dims(region: Region) -> Dims | None:
+    """What a fused sum-and-norm takes."""
+    scale = region.block.join.inputs[2] if region.block.join.op_type in SKIP_NORMS else None
+    width = constant_shape(scale) if scale is not None else None
+    return ("batch", "sequence", width[0]) if width else None
 
 
 def _element_type(regions: Sequence[Region]) -> ir.DataType:
@@ -98,12 +111,20 @@ class Chain:
     def boundaries(self) -> tuple[Boundary, ...]:
         """The places at which a run can begin; the stream at each of them becomes an output of the graph."""
         owners = dict(_owners(self.graph))
-        found = []
-        for gate in range(1, len(self.gates)):
-            late = set(self.gates[gate:])
-            if self.passable[gate - 1] and late.isdisjoint(self._around(gate, owners)):
-                found.append(gate)
+        behind = {self.gates[-1], *_reached(self.gates[-1].outputs, (), owners)}
+        ends = {node for value in self.graph.outputs if (node := value.producer()) in behind and node}
+        found = [gate for gate in range(1, len(self.gates)) if self._can_begin(gate, ends, owners)]
         return tuple(Boundary(gate, self._put_out(gate)) for gate in found)
+
+    def _can_begin(self, gate: int, ends: Collection[ir.Node], owners: Mapping[ir.Graph, ir.Node]) -> bool:
+        """Whether later gates, and the `ends` of the graph, read the stream out of that before `gate` alone.
+
+        Nodes between earlier gates run all the same, on a stream that must fit them, too.
+        """
+        assert self.kind is not None
+        around = set(self._around(gate, owners))
+        fits = self.kind.alike or around.issubset(self.gates)
+        return self.passable[gate - 1] and fits and around.isdisjoint({*self.gates[gate:], *ends})
 
     def settled(self, outputs: Sequence[str], boundaries: Sequence[Boundary]) -> tuple[str, ...]:
         """Of the graph's outputs those that are right, wherever of `boundaries` a run begins."""
@@ -115,17 +136,10 @@ class Chain:
         found = (name for name in outputs if values[name] is not self.start)
         return tuple(name for name in found if values[name].producer() not in early)
 
-    def _around(self, gate: int, owners: dict[ir.Graph, ir.Node]) -> Iterator[ir.Node]:
+    def _around(self, gate: int, owners: Mapping[ir.Graph, ir.Node]) -> Iterator[ir.Node]:
         """The nodes that get data of the stream before a gate, other than out of the gate before it."""
         sources = [self.start, *(value for one in self.gates[: gate - 1] for value in one.outputs)]
-        seen = {self.gates[gate - 1]}
-        for value in sources:
-            for use in value.uses():
-                node = _outermost(use.node, owners)
-                if node not in seen and use.node.op_type not in SHAPE_OPS:
-                    seen.add(node)
-                    sources += node.outputs
-                    yield node
+        return _reached(sources, self.gates[gate - 1 : gate], owners)
 
     def _put_out(self, gate: int) -> str:
         value = self.ends[gate - 1]
@@ -137,6 +151,20 @@ class Chain:
         return value.name or ""
 
 
+def _reached(
+    values: Iterable[ir.Value], walls: Iterable[ir.Node], owners: Mapping[ir.Graph, ir.Node]
+) -> Iterator[ir.Node]:
+    """The nodes of the main graph that data of `values` get to without passing through `walls`."""
+    work, seen = [*values], {*walls}
+    for value in work:
+        for use in value.uses():
+            node = _outermost(use.node, owners)
+            if node not in seen and use.node.op_type not in SHAPE_OPS:
+                seen.add(node)
+                work += node.outputs
+                yield node
+
+
 def _owners(graph: ir.Graph) -> Iterator[tuple[ir.Graph, ir.Node]]:
     """The subgraphs below a graph, each with the node that holds it."""
     for node in graph:
@@ -146,7 +174,7 @@ def _owners(graph: ir.Graph) -> Iterator[tuple[ir.Graph, ir.Node]]:
                 yield from _owners(inner)
 
 
-def _outermost(node: ir.Node, owners: dict[ir.Graph, ir.Node]) -> ir.Node:
+def _outermost(node: ir.Node, owners: Mapping[ir.Graph, ir.Node]) -> ir.Node:
     while isinstance(node.graph, ir.Graph) and node.graph in owners:
         node = owners[node.graph]
     return node
