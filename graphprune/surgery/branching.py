@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
+from graphprune.dataflow import has_subgraph
+from graphprune.errors import EditError
 from graphprune.surgery.dead import sweep_nodes
 from graphprune.surgery.regions import Region
 from graphprune.surgery.sums import drop_branch
@@ -15,7 +17,10 @@ from graphprune.surgery.values import current, graph_of, replace_value
 
 @dataclass(frozen=True, eq=False)
 class _Copy:
-    """A copy of a region in a graph of its own that reads the values around it."""
+    """A copy of a region in a graph of its own that reads the values around it.
+
+    Nodes that hold subgraphs are left out: they belong to the branch that is dropped.
+    """
 
     graph: ir.Graph
     nodes: dict[ir.Node, ir.Node]
@@ -25,7 +30,7 @@ class _Copy:
     def of(region: Region, around: ir.Graph) -> _Copy:
         nodes: dict[ir.Node, ir.Node] = {}
         values: dict[ir.Value, ir.Value] = {}
-        for node in region.nodes:
+        for node in (node for node in region.nodes if not has_subgraph(node)):
             new = ir.Node(
                 node.domain, node.op_type, [v if v is None else values.get(v, v) for v in node.inputs],
                 list(node.attributes.values()), num_outputs=len(node.outputs), version=node.version,
@@ -58,10 +63,21 @@ def without_block(region: Region, around: ir.Graph, start: ir.Value | None = Non
     if start is not None:
         _read_instead(copy.graph, current(end), start)
     sweep_nodes(copy.graph)
+    _require_apart(copy.graph, region)
     name = f"{block.id}/{'off' if start is None else 'passed'}"
     copy.graph.name = name
     _rename(copy.graph, name)
     return copy.graph
+
+
+def _require_apart(graph: ir.Graph, region: Region) -> None:
+    for node in graph:
+        for maker in (value.producer() for value in node.inputs if value is not None):
+            if maker in region.nodes:
+                raise EditError(
+                    f"{region.block.id} cannot be gated: what is left without it needs node '{maker.name}' "
+                    f"({maker.op_type})"
+                )
 
 
 def _read_instead(graph: ir.Graph, old: ir.Value, new: ir.Value) -> None:

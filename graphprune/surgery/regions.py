@@ -57,9 +57,9 @@ def find_region(block: Block, order: Mapping[ir.Node, int]) -> Region | str:
     results = {node for node in (*block.sums, *after, *rounding) if node in order}
     nodes = {node for node in (*block.nodes, *results) if node in order and not _is_weight(node)}
     nodes -= _read_outside(nodes, results)
-    holding = next((node for node in nodes if has_subgraph(node)), None)
+    holding = next((node for node in results & nodes if has_subgraph(node)), None)
     if holding is not None:
-        return f"node '{holding.name}' ({holding.op_type}) of it holds a subgraph"
+        return f"node '{holding.name}' ({holding.op_type}), which stays without it, holds a subgraph"
     return _region(block, sorted(nodes, key=order.__getitem__), end, rounding)
 
 

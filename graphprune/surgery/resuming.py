@@ -44,8 +44,10 @@ class StreamType:
 def stream_type(model: ir.Model, regions: Sequence[Region]) -> StreamType | None:
     """The type of the stream between blocks; None where its rank is not known, or not the same everywhere."""
     shapes = Shapes(model)
-    found = [shapes.of(current(region.block.stream_in)) or _fused_dims(region) for region in regions]
+    found = [shapes.of(region.end) or _fused_dims(region) for region in regions[:-1]]
     known = [dims for dims in found if dims is not None]
+    if not known and (first := shapes.of(current(regions[0].block.stream_in))) is not None:
+        known = [first]
     if not known or len({len(dims) for dims in known}) > 1:
         return None
     axes = [set(sizes) if len(known) == len(found) else {None, *sizes} for sizes in zip(*known, strict=True)]
