@@ -101,12 +101,14 @@ class Scorer:
     def _run(self, batch: int, feeds: Feeds, off: frozenset[int]) -> Arrays:
         import numpy as np
 
+        from graphprune.surgery.gating import MASK, RESUME, STREAM
+
         mask = np.array([number not in off for number in range(len(self.blocks))])
         given: dict[str, NDArray[Any]] = {name: feeds[name] for name in self.session.inputs}
-        given["run_mask"] = mask
+        given[MASK] = mask
         begin, stream = self._longest(batch, off)
         if stream is not None:
-            given |= {"resume": np.array(begin, np.int64), "stream": stream}
+            given |= {RESUME: np.array(begin, np.int64), STREAM: stream}
         later = [boundary for boundary in self.gates.boundaries if boundary.gate > begin]
         names = [*self.gates.settled, *(boundary.output for boundary in later)]
         values = dict(zip(names, self._values(names, given), strict=True))

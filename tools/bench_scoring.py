@@ -3,9 +3,9 @@
     python -m tools.bench_scoring --data FOLDER [--model BUNDLE] [--sentences 256] [--batch 32]
 
 FOLDER holds stsb-en-train.csv, whose sentences are read. Each candidate is the model without one block:
-pruned, written, loaded and run, and run by the gated session, one after the other for every block, in shuffled
-order. Batches are sorted by length; what is compared are means over the tokens that are no padding. Writes
-docs/benchmarks/scoring.md.
+pruned, written, loaded and run, and run by the gated session, one after the other for every block, in
+shuffled order. Batches are sorted by length; what is compared are means over the tokens that are no
+padding. Writes docs/benchmarks/scoring.md.
 """
 
 from __future__ import annotations
@@ -112,11 +112,11 @@ def report(model: Path, texts: Sequence[str], size: int, folder: Path) -> Iterab
         "",
         f"`python -m tools.bench_scoring` on {about}, one thread: {len(texts)} sentences of STS-B in batches",
         f"of {size}, sorted by length. Each of the {len(found)} blocks is left out once: by a model that is",
-        "pruned, written, loaded and run, and by one session with gated blocks. The dense model, which scores",
-        "are told against, counts for the gated session.",
+        "pruned, written, loaded and run, and by one session with gated blocks, in turns. The dense model,",
+        "which scores are told against, counts for the gated session.",
         "",
-        f"The gated session takes 1 / {cpu:.2f} of the CPU time and 1 / {wall:.2f} of the wall-clock time. Sentence",
-        f"vectors and scores differ by {max(gap for _, gap in found.values()):.1e} at most.",
+        f"The gated session is {cpu:.2f} × as fast in CPU time, {wall:.2f} × in wall-clock time. Vectors of",
+        f"sentences, and scores, differ by {max(gap for _, gap in found.values()):.1e} at most.",
         "",
         "| | CPU seconds | wall-clock seconds |",
         "|---|--:|--:|",

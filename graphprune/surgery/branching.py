@@ -10,6 +10,7 @@ import onnx_ir as ir
 from graphprune.dataflow import has_subgraph
 from graphprune.errors import EditError
 from graphprune.surgery.dead import sweep_nodes
+from graphprune.surgery.norms import AROUND
 from graphprune.surgery.regions import Region
 from graphprune.surgery.sums import drop_branch
 from graphprune.surgery.values import current, graph_of, replace_value
@@ -42,6 +43,7 @@ class _Copy:
             nodes[node] = new
         outputs = [values[value] for value in region.outputs]
         graph = ir.Graph([], outputs, nodes=nodes.values(), opset_imports=dict(around.opset_imports))
+        graph.meta[AROUND] = around
         return _Copy(graph, nodes, values)
 
 

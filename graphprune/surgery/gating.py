@@ -6,7 +6,6 @@ Runtime does not repack weights that are read two subgraphs deep.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -22,8 +21,6 @@ from graphprune.surgery.sizes import release_shapes
 from graphprune.surgery.values import constant, current, sort
 
 MASK, RESUME, STREAM = "run_mask", "resume", "stream"
-# Where a gated model keeps the blocks' ids, in the order of the mask.
-METADATA = "graphprune.gates"
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +51,7 @@ def gate_blocks(architecture: Architecture, *, resumable: bool = False) -> Gates
     """
     graph = architecture.model.graph
     taken = {value.name for value in (*graph.inputs, *graph.initializers.values())}
-    if clash := taken & {MASK, RESUME, STREAM}:
+    if clash := taken & ({MASK, RESUME, STREAM} if resumable else {MASK}):
         raise EditError(f"an input or weight is called '{clash.pop()}' already: is the model gated?")
     blocks = [b for stack in architecture.stacks if stack.graph is graph for b in stack.blocks]
     elsewhere = [b for stack in architecture.stacks if stack.graph is not graph for b in stack.blocks]
@@ -66,7 +63,6 @@ def gate_blocks(architecture: Architecture, *, resumable: bool = False) -> Gates
     kind = stream_type(architecture.model, regions) if resumable else None
     chain = _gate(graph, regions, kind)
     names = tuple(region.block.id for region in regions)
-    architecture.model.metadata_props[METADATA] = json.dumps(names)
     if kind is None:
         return Gates(names, declined, (), outputs)
     boundaries = chain.boundaries()

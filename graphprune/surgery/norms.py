@@ -6,12 +6,14 @@ import numpy as np
 import onnx_ir as ir
 
 from graphprune.dataflow import MICROSOFT
-from graphprune.surgery.values import constant
+from graphprune.surgery.values import NOTES, constant
 
 LAYER_NORM_OPSET = 17
 RMS_NORM_OPSET = 23
 # ONNX Runtime keeps this one in the default domain; opset 23 has it as RMSNormalization.
 ORT_RMS_NORM = "SimplifiedLayerNormalization"
+# Where a graph that is to stand in another one keeps that one.
+AROUND = f"{NOTES}around"
 
 
 def norm_nodes(
@@ -34,7 +36,8 @@ def norm_nodes(
         return [ir.node("LayerNormalization", inputs, {"axis": -1, "epsilon": epsilon})]
     if gamma is not None and rms and opset >= RMS_NORM_OPSET:
         return [ir.node("RMSNormalization", [value, gamma], {"axis": -1, "epsilon": epsilon})]
-    if gamma is not None and rms and any(node.op_type == ORT_RMS_NORM for node in graph):
+    whole: ir.Graph = graph.meta.get(AROUND, graph)
+    if gamma is not None and rms and any(node.op_type == ORT_RMS_NORM for node in whole.all_nodes()):
         return [ir.node(ORT_RMS_NORM, [value, gamma], {"axis": -1, "epsilon": epsilon, "stash_type": 1})]
     return _decomposed_norm(value, gamma, beta, epsilon, opset, rms=rms)
 

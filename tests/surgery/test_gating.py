@@ -12,16 +12,14 @@ import onnxruntime as ort
 import pytest
 
 import graphprune as gp
-from graphprune.architecture import Block
 from graphprune.errors import EditError
-from graphprune.play import is_cache
 from graphprune.recover import recover
-from graphprune.surgery import gate_blocks, sweep
+from graphprune.surgery import drop_block, gate_blocks, sweep
 from graphprune.surgery.gating import Gates
 from tests import tiny
 from tests.graphs import attention, ffn, norm, written
 from tools.zoo import Entry, NotExportableError, families
-from tools.zoo_feeds import Feeds, make_feeds, without_caches
+from tools.zoo_feeds import Feeds, make_feeds
 
 LAYERS = 3
 TOLERANCE = 1e-5
@@ -241,20 +239,24 @@ def feeds_of(dense: Any) -> Feeds:
     return make_feeds(dense, past=3 if cached else 0)
 
 
-def pruned(path: Path, block: Block, feeds: Feeds) -> dict[str, np.ndarray]:
-    """What the model without one block puts out, caches aside: their names are others then."""
+def pruned(path: Path, block: str, feeds: Feeds) -> dict[str, np.ndarray]:
+    """What the model without one block puts out; keys and values are put out all the same."""
+    (found,) = (one for one in recover(load(path)).blocks if one.id == block)
     drops: dict[str, dict[str, object]] = {
-        "ffn": {"drop_ffn": block.id},
-        "attention": {"drop_attention": block.id},
-        "cross_attention": {"drop_attention": {"blocks": block.id, "which": "cross"}},
-        "parallel": {"drop_ffn": block.id, "drop_attention": block.id},
+        "ffn": {"drop_ffn": block},
+        "attention": {"drop_attention": block},
+        "parallel": {"drop_ffn": block, "drop_attention": block},
     }
-    bundle = gp.prune(gp.load(path), loader="plain", **drops[block.kind]).bundle
-    run = session(bundle.files[0].model)
-    taken = [value.name for value in run.get_inputs()]
-    if len(taken) < len(feeds) and block.kind != "cross_attention":
-        feeds = without_caches(feeds, [int(block.id.split(".")[1])])
-    names = [value.name for value in run.get_outputs() if not is_cache(value.name)]
+    if found.caches:
+        model = load(path)
+        architecture = recover(model)
+        (found,) = (one for one in architecture.blocks if one.id == block)
+        drop_block(found, architecture, keep_caches=True)
+        sweep(model)
+    else:
+        model = gp.prune(gp.load(path), loader="plain", **drops[found.kind]).bundle.files[0].model
+    run = session(model)
+    names, taken = ([value.name for value in values] for values in (run.get_outputs(), run.get_inputs()))
     return dict(zip(names, run.run(names, {name: feeds[name] for name in taken}), strict=True))
 
 
@@ -273,7 +275,7 @@ def test_a_gate_does_what_pruning_does(family: str, task: str, file: str, dialec
     for number in {0, len(gates.blocks) // 2, len(gates.blocks) - 1}:
         if blocks[gates.blocks[number]].kind not in {"ffn", "attention", "cross_attention", "parallel"}:
             continue
-        wanted = pruned(path, blocks[gates.blocks[number]], feeds)
+        wanted = pruned(path, gates.blocks[number], feeds)
         chosen = feeds | {"run_mask": mask(gates, number)}
         for name, value in zip(wanted, run([*wanted], chosen), strict=True):
             assert apart(value, wanted[name]) < TOLERANCE, (gates.blocks[number], name)
