@@ -86,8 +86,7 @@ class Scorer:
         rounding of kernels that ONNX Runtime fuses in one of them only. Raises `SelectionError`, `RunError`.
         """
         off = self._numbers(dropped)
-        for batch, feeds in enumerate(self.feeds):
-            yield self._run(batch, feeds, off)
+        return (self._run(batch, feeds, off) for batch, feeds in enumerate(self.feeds))
 
     def _numbers(self, dropped: Collection[str]) -> frozenset[int]:
         for id in dropped:
