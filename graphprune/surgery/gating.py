@@ -6,6 +6,7 @@ Runtime does not repack weights that are read two subgraphs deep.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -21,6 +22,9 @@ from graphprune.surgery.sizes import release_shapes
 from graphprune.surgery.values import constant, current, sort
 
 MASK, RESUME, STREAM = "run_mask", "resume", "stream"
+_DEFAULTS_VERSION = 4
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +65,9 @@ def gate_blocks(architecture: Architecture, *, resumable: bool = False) -> Gates
         return Gates((), declined)
     outputs = tuple(value.name or "" for value in graph.outputs)
     kind = stream_type(architecture.model, regions) if resumable else None
+    if resumable and kind is None:
+        log.info("no run of '%s' can begin in the middle: the shape of its stream is not known", graph.name)
+    _allow_defaults(architecture.model)
     chain = _gate(graph, regions, kind)
     names = tuple(region.block.id for region in regions)
     if kind is None:
@@ -104,6 +111,14 @@ def _gate(graph: ir.Graph, regions: Sequence[Region], kind: StreamType | None) -
     pairs = zip(gates, regions, strict=True)
     ends = tuple(gate.outputs[region.outputs.index(region.stream)] for gate, region in pairs)
     return Chain(graph, start, tuple(gates), ends, tuple(passable), kind)
+
+
+def _allow_defaults(model: ir.Model) -> None:
+    """Before version 4 of the format all initializers are inputs, and none of them is optional."""
+    if model.ir_version < _DEFAULTS_VERSION:
+        model.ir_version = _DEFAULTS_VERSION
+        for value in [value for value in model.graph.inputs if value.is_initializer()]:
+            model.graph.inputs.remove(value)
 
 
 def _off(region: Region, graph: ir.Graph, number: int, entry: _Entry | None) -> tuple[ir.Graph, bool]:

@@ -15,6 +15,8 @@ from graphprune.shapes import Dims, Shapes
 from graphprune.surgery.regions import Region
 from graphprune.surgery.values import current
 
+_SHAPES_DIFFER_OPSET = 11
+
 
 @dataclass(frozen=True, eq=False)
 class Boundary:
@@ -42,7 +44,12 @@ class StreamType:
 
 
 def stream_type(model: ir.Model, regions: Sequence[Region]) -> StreamType | None:
-    """The type of the stream between blocks; None where its rank is not known, or not the same everywhere."""
+    """The type of the stream between blocks; None where its rank is not known, or not the same everywhere.
+
+    Before opset 11, both branches of an If must be known to have one shape, which a given stream has not.
+    """
+    if model.graph.opset_imports.get("", 1) < _SHAPES_DIFFER_OPSET:
+        return None
     shapes = Shapes(model)
     found = [shapes.of(region.end) or _fused_dims(region) for region in regions[:-1]]
     known = [dims for dims in found if dims is not None]

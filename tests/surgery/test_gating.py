@@ -167,6 +167,22 @@ def test_a_run_begins_in_the_middle(body: str) -> None:
         np.testing.assert_allclose(whole, rest, rtol=1e-5, atol=1e-6)
 
 
+def test_a_graph_older_than_optional_inputs() -> None:
+    proto = tiny.model(LAYERS)
+    proto.ir_version, proto.opset_import[0].version = 3, 9
+    for weight in proto.graph.initializer:
+        proto.graph.input.append(
+            onnx.helper.make_tensor_value_info(weight.name, weight.data_type, weight.dims)
+        )
+    model = ir.from_proto(proto)
+    gates = gated(model, resumable=True)
+    assert len(gates.blocks) == 2 * LAYERS and not gates.boundaries and gates.settled == ("y",)
+    onnx.checker.check_model(ir.to_proto(model), full_check=True)
+    x = np.random.default_rng(0).standard_normal((2, 5, tiny.WIDTH)).astype(np.float32)
+    (got,) = session(model, "ENABLE_ALL").run(None, {"x": x, "run_mask": mask(gates, 1)})
+    np.testing.assert_allclose(got, tiny.reference(x, without={0: "ffn"}), rtol=1e-4, atol=1e-5)
+
+
 def test_a_graph_is_gated_once() -> None:
     model = written(PRE)
     gated(model)
