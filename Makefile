@@ -45,7 +45,6 @@ bench: $(READY)
 	$(BIN)/python -m tools.bench_latency
 	$(BIN)/python -m tools.bench_generate
 	$(BIN)/python -m tools.bench_profile
-	$(BIN)/python -m tools.bench_scoring --data $(DATA)
 	$(BIN)/python -m tools.bench_bigfile
 	$(BIN)/python -m tools.compare_peers
 

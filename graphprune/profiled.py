@@ -22,7 +22,6 @@ from graphprune.scopes import Scope
 from graphprune.session import Session, create, first_line, opened
 from graphprune.settings import session_options
 from graphprune.tagging import Trail, follow, tag
-from graphprune.transient import WEIGHTS_FOLDER, anchor, as_bytes
 from graphprune.workload import Shape, Work, work
 
 if TYPE_CHECKING:
@@ -114,10 +113,15 @@ def _options(folder: Path, optimized: Path, settings: Settings) -> Any:
     for key, value in (
         ("session.optimized_model_external_initializers_file_name", _WEIGHTS),
         ("session.optimized_model_external_initializers_min_size_in_bytes", _SMALL_BYTES),
-        (WEIGHTS_FOLDER, str(anchor(folder))),
+        ("session.model_external_initializers_file_folder_path", str(_anchor(folder))),
     ):
         options.add_session_config_entry(key, value)
     return options
+
+
+def _anchor(path: Path) -> Path:
+    """The root of the file system: external weights are named from there, since they lie anywhere."""
+    return Path(path.absolute().anchor)
 
 
 def _open(file: ModelFile, options: Any, settings: Settings) -> Session:
@@ -131,4 +135,21 @@ def _tagged(file: ModelFile) -> bytes:
     """The model with tags for names, external weights by their paths from the root."""
     model = file.model.clone()
     tag(model)
-    return as_bytes(model, file.path)
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            if isinstance(value.const_value, ir.ExternalTensor):
+                value.const_value = _from_root(value.const_value)
+    try:
+        data: bytes = ir.to_proto(model).SerializeToString()
+    except ValueError as error:
+        raise LoadError(f"{file.path}: too large to be profiled with its weights inside: {error}") from error
+    return data
+
+
+def _from_root(tensor: ir.ExternalTensor) -> ir.ExternalTensor:
+    """The same tensor, its file named from the root of the file system."""
+    path = Path(tensor.path).absolute()
+    place = path.relative_to(path.anchor).as_posix()
+    return ir.ExternalTensor(
+        place, tensor.offset, tensor.length, tensor.dtype, shape=tensor.shape, name=tensor.name or ""
+    )

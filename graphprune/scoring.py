@@ -146,8 +146,7 @@ def open_scorer(
     empty one. Raises `LoadError`, `RunError` where there are several files or no block can be left out.
     """
     from graphprune.bundle import load
-    from graphprune.settings import Settings
-    from graphprune.transient import open_in_memory
+    from graphprune.changed import open_changed
 
     bundle = load(path)
     if len(bundle.files) != 1:
@@ -158,7 +157,7 @@ def open_scorer(
     if not gates.blocks:
         reason = next(iter(gates.declined.values()), "no blocks were found")
         raise RunError(f"{file.name}: no block can be left out: {reason}")
-    session = open_in_memory(file.model, file, settings or Settings())
+    session = open_changed(file, file.model, settings)
     feeds = tuple(first_feeds(session, source) for source in sources)
     return Scorer(session, gates, feeds, Prefixes(memory))
 

@@ -31,7 +31,7 @@ FILES = {
     "copies",
     "tagging",
     "profiled",
-    "transient",
+    "changed",
     "genconfig",
     "ports",
     "language",
