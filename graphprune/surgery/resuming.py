@@ -155,7 +155,9 @@ class Chain:
         if not value.is_graph_output():
             assert self.kind is not None
             value.name = f"stream.{gate}"
-            value.type, value.shape = ir.TensorType(self.kind.dtype), self.kind.dims
+            # Told its sizes, ONNX Runtime would fuse sums and norms that it leaves alone in the original.
+            value.type = ir.TensorType(self.kind.dtype)
+            value.shape = value.shape or ir.Shape([None] * len(self.kind.dims))
             self.graph.outputs.append(value)
         return value.name or ""
 

@@ -234,6 +234,7 @@ SLOW = [
     ("llama", "text-generation", "model", "qdq"),
     ("gpt2", "text-generation", "model", "fused"),
 ]
+CONVOLUTIONS_FIRST = {"vit", "swin", "clip"}
 CASES = [*FAST, *(pytest.param(*case, marks=pytest.mark.matrix) for case in SLOW)]
 
 
@@ -316,12 +317,16 @@ def test_what_runs_inside_a_gate_is_fused_as_outside(
     family: str, task: str, file: str, dialect: str, tmp_path: Path
 ) -> None:
     path = exported(family, task, file, dialect)
-    model = load(path)
-    gated(model)
     dense = session(path, "ENABLE_ALL", tmp_path / "dense.onnx")
-    run = session(model, "ENABLE_ALL", tmp_path / "gated.onnx").run
-    wanted, found = (fused_ops(tmp_path / name) for name in ("dense.onnx", "gated.onnx"))
-    assert not wanted - found
-    feeds, names = feeds_of(dense), [value.name for value in dense.get_outputs()]
-    for one, other in zip(run(names, feeds), dense.run(names, feeds), strict=True):
-        assert np.array_equal(one, other)
+    wanted, feeds = fused_ops(tmp_path / "dense.onnx"), feeds_of(dense)
+    names = [value.name for value in dense.get_outputs()]
+    for resumable in (False, True):
+        model = load(path)
+        gated(model, resumable=resumable)
+        run = session(model, "ENABLE_ALL", tmp_path / "gated.onnx").run
+        assert not wanted - fused_ops(tmp_path / "gated.onnx")
+        for one, other in zip(run(names, feeds), dense.run(names, feeds), strict=True):
+            if resumable and family in CONVOLUTIONS_FIRST:  # in another layout
+                assert apart(one, other) < TOLERANCE
+            else:
+                assert np.array_equal(one, other)
