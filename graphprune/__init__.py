@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     )
     from graphprune.exporter import export
     from graphprune.generator import Completion, Generation, Step, Steps, generate, generate_steps
+    from graphprune.influence import Influence, Influences, block_influence
     from graphprune.language import LanguageModel, open_model
     from graphprune.phases import KernelTime, PartTime, Phase
     from graphprune.pipeline import Plan, Pruned, plan, prune
@@ -41,11 +42,12 @@ if TYPE_CHECKING:
     from graphprune.sampling import Sampling
     from graphprune.settings import Settings
     from graphprune.survey import SurveyedFile, inspect
-    from graphprune.timing import Timing, bench
+    from graphprune.timing import Bench, LeftOut, ModelCost, Timing, bench
     from graphprune.tracing import write_trace
 
 __all__ = [
     "Architecture",
+    "Bench",
     "Bundle",
     "Call",
     "CheckError",
@@ -54,11 +56,15 @@ __all__ = [
     "Generation",
     "GraphError",
     "GraphpruneError",
+    "Influence",
+    "Influences",
     "IrPass",
     "KernelTime",
     "LanguageModel",
+    "LeftOut",
     "LoadError",
     "MissingExtraError",
+    "ModelCost",
     "PartTime",
     "Phase",
     "Plan",
@@ -78,6 +84,7 @@ __all__ = [
     "Timing",
     "Verification",
     "bench",
+    "block_influence",
     "export",
     "generate",
     "generate_steps",
@@ -101,6 +108,7 @@ _HOMES = {
     "compare": ("Verification", "verify"),
     "exporter": ("export",),
     "generator": ("Completion", "Generation", "Step", "Steps", "generate", "generate_steps"),
+    "influence": ("Influence", "Influences", "block_influence"),
     "language": ("LanguageModel", "open_model"),
     "phases": ("KernelTime", "PartTime", "Phase"),
     "pipeline": ("Plan", "Pruned", "plan", "prune"),
@@ -110,7 +118,7 @@ _HOMES = {
     "sampling": ("Sampling",),
     "settings": ("Settings",),
     "survey": ("SurveyedFile", "inspect"),
-    "timing": ("Timing", "bench"),
+    "timing": ("Bench", "LeftOut", "ModelCost", "Timing", "bench"),
     "tracing": ("write_trace",),
 }
 
