@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from graphprune.generator import Completion, Generation, Step, Steps, generate, generate_steps
     from graphprune.influence import Influence, Influences, block_influence
     from graphprune.language import LanguageModel, open_model
+    from graphprune.ortformat import Conversion
+    from graphprune.packaging_ort import Package, package_ort
     from graphprune.phases import KernelTime, PartTime, Phase
     from graphprune.pipeline import Plan, Pruned, plan, prune
     from graphprune.play import Call, Source, run
@@ -52,6 +54,7 @@ __all__ = [
     "Call",
     "CheckError",
     "Completion",
+    "Conversion",
     "EditError",
     "Generation",
     "GraphError",
@@ -65,6 +68,7 @@ __all__ = [
     "LoadError",
     "MissingExtraError",
     "ModelCost",
+    "Package",
     "PartTime",
     "Phase",
     "Plan",
@@ -91,6 +95,7 @@ __all__ = [
     "inspect",
     "load",
     "open_model",
+    "package_ort",
     "plan",
     "profile",
     "prune",
@@ -111,6 +116,8 @@ _HOMES = {
     "influence": ("Influence", "Influences", "block_influence"),
     "language": ("LanguageModel", "open_model"),
     "phases": ("KernelTime", "PartTime", "Phase"),
+    "ortformat": ("Conversion",),
+    "packaging_ort": ("Package", "package_ort"),
     "pipeline": ("Plan", "Pruned", "plan", "prune"),
     "play": ("Call", "Source", "run"),
     "profiler": ("Profile", "profile"),
