@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from graphprune.play import Call, Source, run
     from graphprune.profiler import Profile, profile
     from graphprune.recipe import Recipe
+    from graphprune.report.subject import Section, Subject
+    from graphprune.report.writing import write_report
     from graphprune.sampling import Sampling
     from graphprune.settings import Settings
     from graphprune.survey import SurveyedFile, inspect
@@ -79,11 +81,13 @@ __all__ = [
     "RunError",
     "Sampling",
     "SaveError",
+    "Section",
     "SelectionError",
     "Settings",
     "Source",
     "Step",
     "Steps",
+    "Subject",
     "SurveyedFile",
     "Timing",
     "Verification",
@@ -101,6 +105,7 @@ __all__ = [
     "prune",
     "run",
     "verify",
+    "write_report",
     "write_trace",
 ]
 
@@ -122,6 +127,8 @@ _HOMES = {
     "play": ("Call", "Source", "run"),
     "profiler": ("Profile", "profile"),
     "recipe": ("Recipe",),
+    "report.subject": ("Section", "Subject"),
+    "report.writing": ("write_report",),
     "sampling": ("Sampling",),
     "settings": ("Settings",),
     "survey": ("SurveyedFile", "inspect"),

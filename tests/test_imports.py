@@ -25,6 +25,7 @@ FILES = {
     "changed",
     "settings",
     "optimized",
+    "starting",
     "ortformat",
     "mobile",
     "survey",
