@@ -130,7 +130,7 @@ def test_a_config_that_cannot_be_used_is_named(content: str, tmp_path: Path) -> 
 def test_whatever_a_config_says_is_read_or_refused(
     tmp_path_factory: pytest.TempPathFactory, value: Any
 ) -> None:
-    folder = tmp_path_factory.getbasetemp()
+    folder = tmp_path_factory.mktemp("configs")
     names = ("eos_token_id", "forced_decoder_ids", "suppress_tokens", "max_position_embeddings", "decoder")
     write(folder, generation_config=dict.fromkeys(names, value))
     with suppress(LoadError):

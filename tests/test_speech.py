@@ -102,7 +102,7 @@ def test_wrong_arrays_sounds_and_sizes_are_named(tmp_path: Path) -> None:
 def test_damaged_recordings_are_read_or_refused(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
-    folder = model(tmp_path_factory.getbasetemp())
+    folder = model(tmp_path_factory.mktemp("damaged"))
     path = folder / "damaged.wav"
     wavfile.write(path, RATE, (wave()[:400] * 32767).astype(np.int16))
     content = bytearray(path.read_bytes())

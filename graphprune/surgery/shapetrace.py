@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator
 
 import onnx_ir as ir
 
-from graphprune.constants import constant_shape, origins
+from graphprune.constants import REACH, constant_shape
 from graphprune.dataflow import QUANTIZED_FORMS
 
 Axis = tuple[ir.Value, int]
@@ -74,12 +74,13 @@ def _may_have(value: ir.Value, axis: int) -> bool:
     return value.shape is None or -len(value.shape) <= axis < len(value.shape)
 
 
-def _is_constant(value: ir.Value) -> bool:
+def _is_constant(value: ir.Value, reach: int = REACH) -> bool:
     """Whether a value is stored, or made of stored ones alone."""
-    return all(
-        ir.convenience.get_const_tensor(origin) is not None or origin.is_initializer()
-        for origin, _ in origins(value)
-    )
+    if ir.convenience.get_const_tensor(value) is not None or value.is_initializer():
+        return True
+    node = value.producer()
+    read = [one for one in node.inputs if one is not None] if node is not None and reach else []
+    return bool(read) and all(_is_constant(one, reach - 1) for one in read)
 
 
 def _reshaped(node: ir.Node, axis: int) -> Axis | int | None:
