@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.io import wavfile
 from transformers import WhisperFeatureExtractor
@@ -98,6 +98,7 @@ def test_wrong_arrays_sounds_and_sizes_are_named(tmp_path: Path) -> None:
         read_features(tmp_path / "one.wav", tmp_path)
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_damaged_recordings_are_read_or_refused(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
