@@ -6,7 +6,8 @@
 #
 # Each sets up .venv by itself with the versions in constraints.txt; all it needs is Python 3.10
 # or newer and make. On Linux the registry's torch brings CUDA along; to save 2 GB, let
-# PIP_EXTRA_INDEX_URL name PyTorch's CPU index.
+# PIP_EXTRA_INDEX_URL name PyTorch's CPU index. Tests of the report's page use the system's Chromium
+# (Debian: apt install chromium) or the program that CHROMIUM names, and are skipped without.
 
 PYTHON ?= python3
 VENV := .venv
@@ -45,6 +46,8 @@ bench: $(READY)
 	$(BIN)/python -m tools.bench_latency
 	$(BIN)/python -m tools.bench_generate
 	$(BIN)/python -m tools.bench_profile
+	$(BIN)/python -m tools.bench_self
+	$(BIN)/python -m tools.bench_scoring --data $(DATA)
 	$(BIN)/python -m tools.bench_bigfile
 	$(BIN)/python -m tools.compare_peers
 

@@ -32,33 +32,45 @@ if TYPE_CHECKING:
     )
     from graphprune.exporter import export
     from graphprune.generator import Completion, Generation, Step, Steps, generate, generate_steps
+    from graphprune.influence import Influence, Influences, block_influence
     from graphprune.language import LanguageModel, open_model
+    from graphprune.ortformat import Conversion
+    from graphprune.packaging_ort import Package, package_ort
     from graphprune.phases import KernelTime, PartTime, Phase
     from graphprune.pipeline import Plan, Pruned, plan, prune
     from graphprune.play import Call, Source, run
     from graphprune.profiler import Profile, profile
     from graphprune.recipe import Recipe
+    from graphprune.report.subject import Section, Subject
+    from graphprune.report.writing import write_report
     from graphprune.sampling import Sampling
     from graphprune.settings import Settings
     from graphprune.survey import SurveyedFile, inspect
-    from graphprune.timing import Timing, bench
+    from graphprune.timing import Bench, LeftOut, ModelCost, Timing, bench
     from graphprune.tracing import write_trace
 
 __all__ = [
     "Architecture",
+    "Bench",
     "Bundle",
     "Call",
     "CheckError",
     "Completion",
+    "Conversion",
     "EditError",
     "Generation",
     "GraphError",
     "GraphpruneError",
+    "Influence",
+    "Influences",
     "IrPass",
     "KernelTime",
     "LanguageModel",
+    "LeftOut",
     "LoadError",
     "MissingExtraError",
+    "ModelCost",
+    "Package",
     "PartTime",
     "Phase",
     "Plan",
@@ -69,26 +81,31 @@ __all__ = [
     "RunError",
     "Sampling",
     "SaveError",
+    "Section",
     "SelectionError",
     "Settings",
     "Source",
     "Step",
     "Steps",
+    "Subject",
     "SurveyedFile",
     "Timing",
     "Verification",
     "bench",
+    "block_influence",
     "export",
     "generate",
     "generate_steps",
     "inspect",
     "load",
     "open_model",
+    "package_ort",
     "plan",
     "profile",
     "prune",
     "run",
     "verify",
+    "write_report",
     "write_trace",
 ]
 
@@ -101,16 +118,21 @@ _HOMES = {
     "compare": ("Verification", "verify"),
     "exporter": ("export",),
     "generator": ("Completion", "Generation", "Step", "Steps", "generate", "generate_steps"),
+    "influence": ("Influence", "Influences", "block_influence"),
     "language": ("LanguageModel", "open_model"),
     "phases": ("KernelTime", "PartTime", "Phase"),
+    "ortformat": ("Conversion",),
+    "packaging_ort": ("Package", "package_ort"),
     "pipeline": ("Plan", "Pruned", "plan", "prune"),
     "play": ("Call", "Source", "run"),
     "profiler": ("Profile", "profile"),
     "recipe": ("Recipe",),
+    "report.subject": ("Section", "Subject"),
+    "report.writing": ("write_report",),
     "sampling": ("Sampling",),
     "settings": ("Settings",),
     "survey": ("SurveyedFile", "inspect"),
-    "timing": ("Timing", "bench"),
+    "timing": ("Bench", "LeftOut", "ModelCost", "Timing", "bench"),
     "tracing": ("write_trace",),
 }
 

@@ -102,7 +102,8 @@ class Branch:
     """One way from the stream back to it.
 
     `terms` are the operands that the branch adds to the sum at the join (mostly one value;
-    a bias that is added after the join is a second one).
+    a bias that is added after the join is a second one). `cache_macs` are those of its `macs` that
+    are still done where the branch goes and the keys and values that it caches stay.
     """
 
     kind: BlockKind
@@ -112,6 +113,8 @@ class Branch:
     biases: tuple[Bias, ...]
     activations: tuple[Activation, ...]
     norms: tuple[Norm, ...]
+    macs: Macs
+    cache_macs: Macs
     gated: bool = False
 
 
@@ -168,6 +171,11 @@ class Stack:
     def blocks(self) -> Iterator[Block]:
         """All blocks, in the order of the stream."""
         return (block for layer in self.layers for block in layer.blocks)
+
+    @property
+    def reads_another(self) -> bool:
+        """Whether it has cross-attention: it reads what another stack (an encoder) puts out."""
+        return any(block.kind == "cross_attention" for block in self.blocks)
 
 
 @dataclass(frozen=True, eq=False)

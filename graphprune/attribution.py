@@ -9,22 +9,29 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
 from graphprune.blockparts import nodes_of
 from graphprune.constants import constant_shape
-from graphprune.dataflow import Class, attribute_graphs, has_subgraph
+from graphprune.dataflow import CONVOLUTIONS, Class, attribute_graphs, has_subgraph
 from graphprune.scopes import Scope
 
 if TYPE_CHECKING:
     from graphprune.architecture import Architecture, Block
 
 # What surrounds the blocks, in the order in which it mostly runs.
-BEFORE = ("embedding", "positions", "masks", "shapes", "weights")
-AFTER = ("between", "final norm", "pooling", "head", "control flow", "other")
+BEFORE = ("backbone", "embedding", "positions", "masks", "shapes", "weights")
+COMPILED = "compiled"
+AFTER = (
+    "convolutions", "linear maps", "between", "final norm", "pooling", "head", "control flow", COMPILED,
+    "other",
+)  # fmt: skip
 UNREAD = "unread"
+# So many convolutions before the first block are more than an embedding.
+_BACKBONE = 4
 
 POOLS = {
     "GlobalAveragePool", "GlobalMaxPool", "AveragePool", "MaxPool", "ReduceMean", "ReduceMax", "ReduceSum",
@@ -47,10 +54,11 @@ class Place:
 def attribute(architecture: Architecture, scope: Scope) -> dict[ir.Node, Place]:
     """The place of every node of the model that `architecture` was recovered from.
 
-    Outside places are named `embedding` (what leads to the first block), `positions` (tables and what
-    indexes them), `masks`, `shapes`, `weights` (constants that several blocks read), `between` (stacks),
-    `final norm`, `pooling`, `head`, `control flow` (a node whose subgraphs hold the stacks),
-    `other` (what has nothing to do with any block), and `unread` where no block was found at all.
+    Outside places are named `embedding` (what leads to the first block; `backbone` where that are several
+    convolutions), `positions` (tables and what indexes them), `masks`, `shapes`, `weights` (constants that
+    several blocks read), `between` (stacks), `final norm`, `pooling`, `head`, `control flow` (a node whose
+    subgraphs hold the stacks), `other` (what has nothing to do with any block). In a model without blocks
+    they are `convolutions` and `linear maps`, each with what follows it up to the next, and `other`.
     """
     blocks = list(architecture.blocks)
     found = _inside(blocks, scope)
@@ -118,31 +126,47 @@ class _Outside:
         """The places of all nodes that belong to no block."""
         positional = self._positional()
         headed = self._headed()
+        linears = self._linears() if not self.blocks else {}
         places: dict[ir.Node, Place] = {}
         for node in reversed(self.scope.order):
             if node not in self.found:
-                places[node] = self._place(node, places, positional, headed)
+                places[node] = linears.get(node) or self._place(node, places, positional, headed)
         return places
+
+    def _linears(self) -> dict[ir.Node, Place]:
+        """The nodes of a model without blocks: by the linear map that they are, or last depend on."""
+        found: dict[ir.Node, Place] = {}
+        for node in self.scope.order:
+            before = [found[feeder] for feeder in self.scope.feeders[node]]
+            found[node] = next((place for place in before if place.owner != "other"), Place("other"))
+            if node in self.scope.linears:
+                found[node] = Place("convolutions" if node.op_type in CONVOLUTIONS else "linear maps")
+        return found
 
     def _place(
         self, node: ir.Node, places: dict[ir.Node, Place], positional: set[ir.Node], headed: set[ir.Node]
     ) -> Place:
         kind = self.scope.class_of(node)
         last, following = self.last[node], self.following[node]
-        if not self.blocks:
-            return Place(UNREAD)
         if has_subgraph(node) and self._hosts(node):
             return Place("control flow")
         if kind is Class.CONST:
             return self._of_readers(node, places)
         if node in self.leading:
-            return Place("embedding" if last < 0 else "between")
+            return Place(self._entrance if last < 0 else "between")
         if kind is Class.SHAPE:
             return Place("shapes")
         if last < 0:
             beside = "positions" if node in positional else "masks"
             return Place(beside if following < len(self.blocks) else "other")
         return self._after(node, last, following, headed)
+
+    @cached_property
+    def _entrance(self) -> str:
+        """What leads to the first block is called."""
+        convolutions = [n for n in self.leading & self.scope.linears if n.op_type in CONVOLUTIONS]
+        deep = sum(self.last[node] < 0 for node in convolutions) >= _BACKBONE
+        return "backbone" if deep else "embedding"
 
     def _after(self, node: ir.Node, last: int, following: int, headed: set[ir.Node]) -> Place:
         """What depends on a block: it leads on in the stack, or to another one, or out of the model."""

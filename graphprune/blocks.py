@@ -11,12 +11,19 @@ import onnx_ir as ir
 from graphprune.architecture import Block, BlockKind, Branch, Cache, Norm, NormPlacement, NormRole
 from graphprune.branches import kind_of, query_and_key_values, read_parts
 from graphprune.constants import constant_shape
-from graphprune.costs import branch_macs, parameters
+from graphprune.costs import op_macs, parameters
 from graphprune.dataflow import ALIASES, Flow, Op, source
 from graphprune.joins import Join, is_mixing, ops_between
 from graphprune.macs import Macs
 from graphprune.norms import FoundNorm
-from graphprune.ownership import CacheIO, as_caches, exclusive_nodes, find_cache_io, side_ops
+from graphprune.ownership import (
+    CacheIO,
+    as_caches,
+    cache_ops,
+    exclusive_nodes,
+    find_cache_io,
+    side_ops,
+)
 from graphprune.shapes import Shapes
 
 
@@ -147,18 +154,24 @@ def _read_block(
     io = find_cache_io(flow, region, side)
     sums, groups = _split(flow, join, root)
     roles = _norm_roles(flow, join, root, region, by_op)
+    cached = cache_ops(flow, io, region | side)
     branches: list[Branch] = []
-    macs = Macs()
     for terms, ops in groups:
         kind = kind_of(flow, ops, root)
         norms = dict.fromkeys(by_op[op] for op in _sorted(ops) if op in by_op)
-        branches.append(_branch(flow, kind, terms, ops, side, [(norm, roles[norm]) for norm in norms]))
-        macs += branch_macs(flow, kind, ops, side, io, root, shapes)
+        macs = op_macs(flow, kind, ops, side, io, root, shapes)
+        costs = _total(macs.values()), _total(macs[op] for op in macs.keys() & cached)
+        branches.append(_branch(flow, kind, terms, ops, side, [(norm, roles[norm]) for norm in norms], costs))
     return RawBlock(
         flow, join, branches[0].kind if len(branches) == 1 else "parallel", tuple(branches), sums,
         tuple((role, norm) for norm, role in roles.items()), norm_after, io,
-        tuple(_nodes(flow, join, sums, region | side, io, root)), macs, _signature(branches),
+        tuple(_nodes(flow, join, sums, region | side, io, root)),
+        _total(branch.macs for branch in branches), _signature(branches),
     )  # fmt: skip
+
+
+def _total(macs: Iterable[Macs]) -> Macs:
+    return sum(macs, Macs())
 
 
 def _signature(branches: Iterable[Branch]) -> Hashable:
@@ -215,13 +228,15 @@ def _depth(flow: Flow, ops: set[Op]) -> int:
 
 def _branch(
     flow: Flow, kind: BlockKind, terms: tuple[int, ...], ops: set[Op], side: set[Op],
-    norms: Sequence[tuple[FoundNorm, NormRole]],
+    norms: Sequence[tuple[FoundNorm, NormRole]], costs: tuple[Macs, Macs],
 ) -> Branch:  # fmt: skip
     parts = read_parts(flow, kind, ops, side, terms)
     inner = tuple(as_norm(flow, norm, role) for norm, role in norms if role != "pre")
     values = tuple(v for t in terms if (v := flow.values[t]) is not None)
     nodes = tuple(dict.fromkeys(op.node for op in _sorted(ops)))
-    return Branch(kind, values, nodes, parts.linears, parts.biases, parts.activations, inner, parts.gated)
+    return Branch(
+        kind, values, nodes, parts.linears, parts.biases, parts.activations, inner, *costs, parts.gated
+    )
 
 
 def _norm_roles(

@@ -20,13 +20,14 @@ import onnx_ir as ir
 
 from graphprune import storage, weights
 from graphprune.errors import LoadError, SaveError
+from graphprune.ortformat import SUFFIX, packaged
 from graphprune.reading import read_model
 
 CONFIGS = ("config.json", "generation_config.json", "genai_config.json")
 
 # What a folder holds of the unpruned model in other forms: it would no longer belong.
 _OTHER_WEIGHTS = (
-    *("*.onnx", "*.onnx_data*", "*.onnx.data*", "*.ort", "openvino_model*"),
+    *("*.onnx", "*.onnx_data*", "*.onnx.data*", "*.ort", "*required_operators*.config", "openvino_model*"),
     *(
         "*.safetensors",
         "*.safetensors.index.json",
@@ -37,6 +38,10 @@ _OTHER_WEIGHTS = (
 )
 
 _KEY = "graphprune."
+_PACKAGED = (
+    "is in ONNX Runtime's own format, which can be run, verified and timed: "
+    "for everything else name the .onnx file that it was made from"
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,15 +98,13 @@ class Bundle:
         """
         target = Path(out)
         self._check_target(target)
-        storage.refuse_source(target, self._sources())
+        storage.refuse_source(target, self.sources())
         with storage.replacing(target, overwrite=overwrite) as folder:
-            if self.folder:
-                storage.copy_files(self.folder, self.others, folder)
-                self._write_configs(folder)
+            self.write_beside(folder)
             for file in self.files:
                 path = folder / (file.name if self.folder else target.name)
                 path.parent.mkdir(parents=True, exist_ok=True)
-                metadata = _with_provenance(file, provenance or {})
+                metadata = with_provenance(file, provenance or {})
                 storage.write_model(file.model, path, external=external, metadata=metadata)
                 if check is not None:
                     check(file, path)
@@ -109,7 +112,7 @@ class Bundle:
                 check_bundle(folder if self.folder else folder / target.name)
         return target
 
-    def _sources(self) -> set[Path]:
+    def sources(self) -> set[Path]:
         """Every file that the models are read from."""
         return {p for file in self.files for p in (file.path, *weights.external_files(file.model))}
 
@@ -123,9 +126,14 @@ class Bundle:
         if self.folder is not None and (target.suffix == ".onnx" or target.is_file()):
             raise SaveError(f"{target}: the source is a folder, so the target must be a folder too")
 
-    def _write_configs(self, folder: Path) -> None:
-        """Write the configs that were changed; the others are copied as they are."""
-        assert self.folder is not None
+    def write_beside(self, folder: Path) -> None:
+        """Write to `folder` what lies beside the models: configs as they are now, the other files copied.
+
+        A bundle of a single file has nothing beside it.
+        """
+        if self.folder is None:
+            return
+        storage.copy_files(self.folder, self.others, folder)
         for name, config in self.configs.items():
             if config == read_config(self.folder / name):
                 storage.copy_files(self.folder, [Path(name)], folder)
@@ -145,6 +153,8 @@ def load(path: str | Path) -> Bundle:
         return _load_folder(path)
     if not path.exists():
         raise LoadError(f"{path} does not exist: name an .onnx file, or a folder that holds one")
+    if path.suffix == SUFFIX:
+        raise LoadError(f"{path} {_PACKAGED}")
     model, repairs = read_model(path)
     return Bundle(None, (ModelFile(path, path.name, model),), repairs=repairs)
 
@@ -152,6 +162,8 @@ def load(path: str | Path) -> Bundle:
 def _load_folder(folder: Path) -> Bundle:
     found = (path for pattern in ("*.onnx", "onnx/*.onnx") for path in folder.glob(pattern))
     paths = sorted(path for path in found if _is_visible(path, folder))
+    if packages := packaged(folder):
+        raise LoadError(f"{folder / packages[0][1]} {_PACKAGED}")
     if not paths:
         raise LoadError(f"{folder} holds no .onnx file, and neither does {folder / 'onnx'}: name another one")
     files, repairs = [], []
@@ -191,7 +203,7 @@ def _is_visible(path: Path, folder: Path) -> bool:
     return not any(part.startswith(".") for part in path.relative_to(folder).parts)
 
 
-def _with_provenance(file: ModelFile, given: Mapping[str, str]) -> dict[str, str]:
+def with_provenance(file: ModelFile, given: Mapping[str, str]) -> dict[str, str]:
     """The `metadata_props` to write: the model's own, and where this file comes from.
 
     What an earlier run of graphprune said moves, oldest first, into the list
@@ -202,7 +214,7 @@ def _with_provenance(file: ModelFile, given: Mapping[str, str]) -> dict[str, str
     history = _history(own.pop("history", "[]"))
     if own:
         history.append(own)
-    entries = {"version": _tool_version(), **_source(file), **given}
+    entries = {"version": _tool_version(), **fingerprint(file), **given}
     if history:
         entries["history"] = json.dumps(history)
     kept = {key: value for key, value in props.items() if not key.startswith(_KEY)}
@@ -217,8 +229,12 @@ def _history(text: str) -> list[Any]:
     return history if isinstance(history, list) else [history]
 
 
-def _source(file: ModelFile) -> dict[str, str]:
-    """The SHA-256 of the .onnx file, and fingerprints of the weight files beside it."""
+def fingerprint(file: ModelFile) -> dict[str, str]:
+    """What a file made from this one says of its source.
+
+    `source` is its name, `source_sha256` the hash of the .onnx file, `source_data` fingerprints of the
+    weight files beside it, in JSON.
+    """
     with file.path.open("rb") as stream:
         digest = hashlib.sha256()
         while chunk := stream.read(1 << 20):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 
 from graphprune.errors import LoadError
-from graphprune.session import Session, create, opened
+from graphprune.session import Session, opened
 from graphprune.settings import Settings, session_options
+from graphprune.starting import RECORD, create, first_to_start
 
 if TYPE_CHECKING:
     from graphprune.bundle import ModelFile
@@ -21,12 +22,23 @@ def open_changed(file: ModelFile, model: ir.Model, settings: Settings | None = N
     Raises `LoadError`, `RunError`.
     """
     settings = settings or Settings()
-    options = session_options(settings)
+    data = serialized(file, model)
+
+    def begin(providers: tuple[str, ...]) -> Session:
+        return open_bytes(file, data, session_options(settings), settings, providers)
+
+    return first_to_start(settings, file.name, begin)
+
+
+def open_bytes(
+    file: ModelFile, data: bytes, options: Any, settings: Settings, providers: tuple[str, ...]
+) -> Session:
+    """A session of what `serialized` made, with ONNX Runtime's options. Raises `LoadError`."""
     options.add_session_config_entry(
         "session.model_external_initializers_file_folder_path", file.path.absolute().anchor
     )
-    (providers, *_) = settings.choices()
-    data = serialized(file, model)
+    if providers != ("cpu",):
+        options.add_session_config_entry(RECORD, "1")
     runtime = create(file.path, options, settings=settings, providers=providers, data=data)
     runtime._model_path = str(file.path)  # inputs are made from what the file says of them
     return opened(runtime, file.name, settings)

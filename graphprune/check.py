@@ -100,8 +100,13 @@ def _rewritten(source: Path | None) -> Iterator[Path | None]:
         yield path
 
 
+# ONNX Runtime stops at the first operator that it has no kernel for: without that one, it names the next.
+_NO_KERNEL = re.compile(r"(find an implementation|find kernel) for \S+")
+
+
 def _causes(finding: str) -> set[str]:
     """What a message complains of, without the names, paths and numbers of one model."""
+    finding = _NO_KERNEL.sub(r"\1", finding)
     texts = (line.partition("==> Context")[0] for line in finding.splitlines())
     parts = (part for text in texts for part in text.split("(op_type:"))
     return {re.sub(r"'[^']*'|node name: [^)]*|\S*/\S*|\d+", "", part).strip() for part in parts}

@@ -27,20 +27,20 @@ if TYPE_CHECKING:
 
 _INPUTS: dict[str, Any] = {"rich_help_panel": "Inputs"}
 _RUNTIME: dict[str, Any] = {"rich_help_panel": "Runtime"}
+# Of a size; numbers of thousands of digits are not even read.
+_DIGITS = 20
 _TEXT = "A text, by the model's tokenizer; may be given several times."
 _PROVIDER = "Where it runs: cpu, cuda, tensorrt, …, several by commas, or auto."
 _OPTION = "An option of a provider, such as cuda.gpu_mem_limit=2000000000; several times."
 
 
 @dataclass(frozen=True)
-class Inputs:
-    """What a model is run on: texts, arrays, or random values."""
+class Given:
+    """What a model is run on: texts or arrays; random values where there are none."""
 
     text: Annotated[list[str] | None, typer.Option(help=_TEXT, **_INPUTS)] = None
     text_file: Annotated[Path | None, typer.Option(help="A file with one text a line.", **_INPUTS)] = None
     npz: Annotated[Path | None, typer.Option(help="Arrays by the names of the inputs.", **_INPUTS)] = None
-    batch: Annotated[int, typer.Option(min=1, help="Rows of random inputs.", **_INPUTS)] = 1
-    sequence: Annotated[int, typer.Option(min=1, help="Length of random inputs.", **_INPUTS)] = 16
     seed: Annotated[int, typer.Option(min=0, help="Seed of random inputs.", **_INPUTS)] = 0
 
     @property
@@ -48,17 +48,54 @@ class Inputs:
         """Whether there are texts or arrays, which have sizes of their own."""
         return bool(self.text or self.text_file or self.npz)
 
-    def source(self, model: Path) -> Source:
-        """The inputs, texts by the tokenizer of `model`. Raises `LoadError`, `RunError`."""
+    def own_source(self, model: Path) -> Source:
+        """The texts, by the tokenizer of `model`, or the arrays. Raises `LoadError`, `RunError`."""
         from graphprune.play import Source
 
         if self.npz and (self.text or self.text_file):
             raise typer.BadParameter("give texts or arrays, not both", param_hint="--npz")
-        if self.text or self.text_file:
-            return Source.of_texts(model, [*(self.text or []), *_lines(self.text_file)])
         if self.npz:
             return Source.of_npz(self.npz)
+        return Source.of_texts(model, [*(self.text or []), *_lines(self.text_file)])
+
+
+@dataclass(frozen=True)
+class Inputs(Given):
+    """As `Given`, with the size of random values."""
+
+    batch: Annotated[int, typer.Option(min=1, help="Rows of random inputs.", **_INPUTS)] = 1
+    sequence: Annotated[int, typer.Option(min=1, help="Length of random inputs.", **_INPUTS)] = 16
+
+    def source(self, model: Path) -> Source:
+        """The inputs, texts by the tokenizer of `model`. Raises `LoadError`, `RunError`."""
+        from graphprune.play import Source
+
+        if self.given:
+            return self.own_source(model)
         return Source(batch=self.batch, sequence=self.sequence, seed=self.seed)
+
+
+@dataclass(frozen=True)
+class Grid(Given):
+    """As `Given`, with one or more sizes of random values."""
+
+    batch: Annotated[str, typer.Option(help="Rows of random inputs, several by commas: 1,8.", **_INPUTS)] = (
+        "1"
+    )
+    sequence: Annotated[
+        str, typer.Option(help="Length of random inputs, several by commas: 32,128.", **_INPUTS)
+    ] = "128"
+
+    def sources(self, model: Path) -> tuple[Source, ...]:
+        """The inputs: every batch with every length, or the texts or arrays that are given."""
+        from graphprune.play import Source
+
+        batches, lengths = _sizes(self.batch, "--batch"), _sizes(self.sequence, "--sequence")
+        if not self.given:
+            return tuple(Source(batch=b, sequence=s, seed=self.seed) for b in batches for s in lengths)
+        if len(batches) * len(lengths) > 1:
+            raise typer.BadParameter("texts and arrays have a size of their own", param_hint="--batch")
+        return (self.own_source(model),)
 
 
 @dataclass(frozen=True)
@@ -146,6 +183,14 @@ def _by_provider(options: list[str] | tuple[str, ...]) -> dict[str, dict[str, st
             )
         found.setdefault(name, {})[key] = value
     return found
+
+
+def _sizes(text: str, option: str) -> tuple[int, ...]:
+    """`1,8` as numbers, each once."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and len(part) < _DIGITS and int(part) for part in parts):
+        raise typer.BadParameter(f"{text!r} is not like 1,8,32", param_hint=option)
+    return tuple(dict.fromkeys(map(int, parts)))
 
 
 def _lines(path: Path | None) -> list[str]:

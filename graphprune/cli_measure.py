@@ -1,4 +1,4 @@
-"""The commands that run models: `run`, `bench`, `verify`."""
+"""The commands that run models: `run`, `verify`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,6 @@ _Limit = Annotated[float | None, typer.Option(help="A limit; beyond it the exit 
 def add_to(app: typer.Typer) -> None:
     """Register the commands."""
     app.command(epilog='Example: graphprune run bert-onnx --text "Hello world"')(with_groups(run))
-    app.command(epilog="Example: graphprune bench bert-onnx out --batch 8 --sequence 128")(with_groups(bench))
     app.command(epilog="Example: graphprune verify bert-onnx out --min-cosine 0.95")(with_groups(verify))
 
 
@@ -47,40 +46,6 @@ def run(
         emit({"calls": cli_show.calls_json(calls)})
     else:
         console().print(cli_show.run_table(calls))
-
-
-def bench(
-    models: Annotated[list[Path], typer.Argument(help="Models; ratios are to the first.")],
-    inputs: Inputs = Inputs(sequence=128),
-    steps: Steps = 0,
-    runtime: Runtime = Runtime(threads=1),
-    rounds: Annotated[int, typer.Option(min=2, help="Timed rounds; each runs every model once.")] = 50,
-    warmup: Annotated[int, typer.Option(min=0, help="Rounds before these.")] = 5,
-    as_json: Json = False,
-) -> None:
-    """Time models against each other, in turns: medians, spreads, ratios with 95% intervals."""
-    from rich.progress import Progress
-
-    from graphprune.cli_show import timing_table
-    from graphprune.timing import bench as time_models
-
-    source = inputs.source(models[0])
-    screen = console(stderr=True)
-    with Progress(console=screen, transient=True, disable=not screen.is_terminal) as progress:
-        task = progress.add_task("timing", total=rounds + warmup)
-        timings = time_models(
-            models,
-            source,
-            rounds=rounds,
-            warmup=warmup,
-            settings=runtime.settings(),
-            steps=steps,
-            on_round=lambda: progress.advance(task),
-        )
-    if as_json:
-        emit({"threads": runtime.threads, "timings": [asdict(one) for one in timings]})
-    else:
-        console().print(timing_table(timings))
 
 
 def verify(

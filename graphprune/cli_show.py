@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from graphprune.pipeline import Pruned
     from graphprune.play import Call
     from graphprune.sizes import Sizes
-    from graphprune.timing import Timing
 
 
 def stack_title(stack: Stack) -> Text:
@@ -72,7 +71,7 @@ def _draw(blocks: Iterable[Block]) -> tuple[str, str]:
 
 def stack_table(stack: Stack) -> Table:
     """All blocks of a stack, a row each."""
-    table = _table("block", "norm", "parameters", "MACs", "nodes", "join", "droppable")
+    table = plain_table("block", "norm", "parameters", "MACs", "nodes", "join", "droppable")
     for block in stack.blocks:
         table.add_row(
             block.id,
@@ -88,7 +87,7 @@ def stack_table(stack: Stack) -> Table:
 
 def declined_table(declined: Iterable[Declined]) -> Table:
     """Regions that were not read as blocks, and why."""
-    table = _table("nodes", "reason")
+    table = plain_table("nodes", "reason")
     for region in declined:
         names = [node_name(node) for node in region.nodes]
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
@@ -98,7 +97,7 @@ def declined_table(declined: Iterable[Declined]) -> Table:
 
 def outcome_table(outcomes: Iterable[Outcome], *, files: bool) -> Table:
     """What a plan does to every target, or why it does nothing. `files` adds the file's name."""
-    table = _table(*(["file"] if files else []), "target", "pass", "what happens")
+    table = plain_table(*(["file"] if files else []), "target", "pass", "what happens")
     for outcome in outcomes:
         changes, what = _what(outcome)
         text = Text(what) if changes else Text(f"nothing: {what}", "yellow")
@@ -114,7 +113,7 @@ def _what(outcome: Outcome) -> tuple[bool, str]:
 
 def sizes_table(before: Sizes, after: Sizes) -> Table:
     """Sizes before and after, and the share that is left."""
-    table = _table("", "before", "after", "left")
+    table = plain_table("", "before", "after", "left")
     for what in ("nodes", "initializers", "parameters", "bytes"):
         one, two = getattr(before, what), getattr(after, what)
         table.add_row(what, f"{one:,}", f"{two:,}", f"{two / one:.1%}" if one else "")
@@ -164,7 +163,7 @@ def _array(name: str, array: NDArray[Any]) -> dict[str, Any]:
 
 def passes_table(rows: Iterable[dict[str, Any]]) -> Table:
     """The passes, with their options."""
-    table = _table("pass", "what it does", "options")
+    table = plain_table("pass", "what it does", "options")
     for row in rows:
         options = [f"{o['name']}: {o['type']}" + _default(o) for o in row["options"]]
         table.add_row(row["name"], row["summary"], "\n".join(options))
@@ -177,7 +176,7 @@ def _default(option: dict[str, Any]) -> str:
 
 def run_table(calls: Sequence[Call]) -> Table:
     """All outputs of a run, with their shapes and ranges."""
-    table = _table("file", "step", "output", "shape", "type", "min", "mean", "max")
+    table = plain_table("file", "step", "output", "shape", "type", "min", "mean", "max")
     for call in calls_json(calls):
         for one in call["outputs"]:
             values = ["" if one[key] is None else f"{one[key]:.4g}" for key in ("min", "mean", "max")]
@@ -188,7 +187,7 @@ def run_table(calls: Sequence[Call]) -> Table:
 
 def difference_table(differences: Iterable[Difference]) -> Table:
     """How far every output of B is from A's."""
-    table = _table("file", "step", "output", "max |Δ|", "mean |Δ|", "cosine", "KL", "top-1")
+    table = plain_table("file", "step", "output", "max |Δ|", "mean |Δ|", "cosine", "KL", "top-1")
     for one in differences:
         table.add_row(
             one.file,
@@ -203,17 +202,8 @@ def difference_table(differences: Iterable[Difference]) -> Table:
     return table
 
 
-def timing_table(timings: Iterable[Timing]) -> Table:
-    """Medians of models, and their ratios to the first."""
-    table = _table("model", "median ms", "± ms", "ratio", "95% interval")
-    for one in timings:
-        ratio = "" if one.ratio is None else f"{one.ratio:.3f}"
-        interval = "" if one.low is None else f"{one.low:.3f} to {one.high:.3f}"
-        table.add_row(one.model, f"{one.median:.3f}", f"{one.spread:.3f}", ratio, interval)
-    return table
-
-
-def _table(*columns: str) -> Table:
+def plain_table(*columns: str) -> Table:
+    """A table without lines."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for index, column in enumerate(columns):
         table.add_column(column, overflow="fold", no_wrap=index == 0)

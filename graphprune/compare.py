@@ -112,9 +112,10 @@ def verify(
 
 
 def _by_place(calls: Iterable[Call]) -> dict[tuple[str, int], Call]:
+    """Calls by the file that was called, without what tells its format, and the step."""
     calls = list(calls)
     alone = len({call.session.name for call in calls}) == 1
-    return {("" if alone else call.session.name, call.step): call for call in calls}
+    return {("" if alone else call.session.name.rpartition(".")[0], call.step): call for call in calls}
 
 
 def _only(one: dict[tuple[str, int], Call], other: dict[tuple[str, int], Call]) -> tuple[str, ...]:
@@ -122,7 +123,8 @@ def _only(one: dict[tuple[str, int], Call], other: dict[tuple[str, int], Call]) 
     found = []
     for (file, step), call in one.items():
         names = other[file, step].outputs if (file, step) in other else {}
-        found += [f"{file}:{name}".lstrip(":") for name in call.outputs if step == 0 and name not in names]
+        place = f"{call.session.name}:" if file else ""
+        found += [f"{place}{name}" for name in call.outputs if step == 0 and name not in names]
     return tuple(found)
 
 

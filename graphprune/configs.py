@@ -86,7 +86,7 @@ def what_is_kept(
         running,
         sum(any(block.caches for block in layer.blocks) for layer in layers),
         tuple(number for i in running if (number := numbers[i]) is not None),
-        "cross_attention" in kinds,
+        stack.reads_another,
         kinds == {"conv"},
         tuple(files),
     )

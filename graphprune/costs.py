@@ -64,22 +64,27 @@ def _blockwise_size(node: ir.Node) -> int:
     return node.attributes["K"].as_int() * node.attributes["N"].as_int() if "K" in node.attributes else 0
 
 
-def branch_macs(
+def op_macs(
     flow: Flow, kind: BlockKind, ops: set[Op], side: set[Op], io: CacheIO, root: int, shapes: Shapes
-) -> Macs:
-    """The multiply-accumulates of one branch: its linear maps, and scores and sums of attention."""
+) -> dict[Op, Macs]:
+    """The multiply-accumulates of one branch: those of its linear maps, and of scores and sums of attention.
+
+    The latter two count as the last op's that mixes tokens.
+    """
     if kind == "conv":
-        return sum((_conv_macs(flow, op, shapes) for op in ops if op.linear), Macs())
+        return {op: _conv_macs(flow, op, shapes) for op in ops if op.linear}
     tokens = token_dims(flow, root, shapes)
-    total = sum((_linear_macs(flow, op, tokens) for op in ops if op.linear), Macs())
+    found = {op: _linear_macs(flow, op, tokens) for op in ops if op.linear}
     if kind not in {"attention", "cross_attention"}:
-        return total
+        return found
     keys = tokens
     for op in side:
         if op.linear and op.inputs:
             keys = token_dims(flow, op.inputs[0], shapes)
-            total += _linear_macs(flow, op, keys)
-    return total + _mixing_macs(flow, ops, io, tokens, keys, kind)
+            found[op] = _linear_macs(flow, op, keys)
+    last = max((op for op in ops if is_mixing(flow, op)), key=lambda op: op.index)
+    mixing = _mixing_macs(_context_width(flow, ops, last), io, tokens, keys, kind)
+    return found | {last: found.get(last, Macs()) + mixing}
 
 
 def _weight_shapes(flow: Flow, node: ir.Node) -> list[tuple[int, ...]]:
@@ -117,9 +122,9 @@ def _conv_macs(flow: Flow, op: Op, shapes: Shapes) -> Macs:
     return _linear_macs(flow, op, (dims[0], *dims[2:]) if convolves else dims[:-1])
 
 
-def _mixing_macs(flow: Flow, ops: set[Op], io: CacheIO, tokens: Dims, keys: Dims, kind: BlockKind) -> Macs:
+def _mixing_macs(width: int, io: CacheIO, tokens: Dims, keys: Dims, kind: BlockKind) -> Macs:
     """Scores and their use: twice queries × keys × width, the width that the output projection reads."""
-    pairs = 2 * _context_width(flow, ops)
+    pairs = 2 * width
     total = Macs.of(pairs, *tokens, *(keys if kind == "cross_attention" else tokens)[-1:])
     past = next((value for value in io.inputs if value.shape is not None), None)
     if past is None or past.shape is None or past.shape.rank() < 4:
@@ -129,10 +134,9 @@ def _mixing_macs(flow: Flow, ops: set[Op], io: CacheIO, tokens: Dims, keys: Dims
     return cached if kind == "cross_attention" else total + cached
 
 
-def _context_width(flow: Flow, ops: set[Op]) -> int:
+def _context_width(flow: Flow, ops: set[Op], mixing: Op) -> int:
     """The width of what attention puts out, read off the first linear after it."""
-    last = max(op.index for op in ops if is_mixing(flow, op))
-    after = sorted((op for op in ops if op.linear and op.index > last), key=lambda op: op.index)
+    after = sorted((op for op in ops if op.linear and op.index > mixing.index), key=lambda op: op.index)
     return next((width for op in after if (width := _input_width(flow, op.node))), 0)
 
 

@@ -18,6 +18,7 @@ from graphprune.configs_genai import broken_names
 from graphprune.errors import LoadError
 from graphprune.hints import required_inputs
 from graphprune.slots import slot_of
+from graphprune.vocabulary import strangers
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -34,8 +35,8 @@ _ENCODERS = ("EncoderModel", "ForAudioClassification", "ForSequenceClassificatio
 def require_set(bundle: Bundle, files: Sequence[SurveyedFile] | None = None) -> None:
     """Raise `LoadError` where a folder's files cannot be one set; `files` is what was recovered from them.
 
-    Looks at names and shapes of inputs and outputs, at the configs, and (where one stack is in
-    several files) at the blocks and the first weights of the stacks.
+    Looks at names and shapes of inputs and outputs, at the configs, at the tables of tokens, and (where
+    one stack is in several files) at the blocks and the first weights of the stacks.
     """
     if bundle.folder is None:
         return
@@ -49,6 +50,7 @@ def require_set(bundle: Bundle, files: Sequence[SurveyedFile] | None = None) -> 
         _caches_from_nowhere(signatures),
         _caches_for_nobody(signatures, config),
         _misshaped(signatures),
+        _strangers(signatures, config),
         _unlike(bundle, decoders, files),
     )
     for problem in problems:
@@ -187,6 +189,15 @@ def _misshaped(signatures: Sequence[_Signature]) -> Iterator[str]:
                         f"{giver.name} gives {given.name} of shape {given.shape}, and {taker.name} takes "
                         f"{taken.name} of shape {taken.shape}"
                     )
+
+
+def _strangers(signatures: Sequence[_Signature], config: Mapping[str, Any]) -> Iterator[str]:
+    """An encoder that reads other tokens than the decoder."""
+    encoders = [one for one in signatures if one.states]
+    for decoder in (one for one in signatures if one.is_decoder and len(encoders) == 1):
+        why = strangers(encoders[0].inputs, decoder.inputs, config)
+        if why:
+            yield f"{encoders[0].name} {why} ({decoder.name}): they are of different models"
 
 
 def _unlike(

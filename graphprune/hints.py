@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from graphprune.dataflow import CONVOLUTIONS, weight_indices
+
 # Ops whose first input goes to the output with its values unchanged.
 _KEEPS_VALUES = frozenset(
     ("Identity", "Cast", "Reshape", "Unsqueeze", "Squeeze", "Flatten", "Transpose", "Expand", "Slice", "Tile")
@@ -58,8 +60,11 @@ def required_inputs(graph: ir.Graph) -> dict[str, ir.Value]:
 
 def read_hint(value: ir.Value) -> Hint:
     """Follow the uses of a graph input."""
-    way = list(_way_in(value))
-    weights = [(node, shape) for node in way if node.op_type == "Conv" and (shape := _shape(node.inputs[1]))]
+    way = list(dict.fromkeys(_way_in(value)))
+    convolutions = [node for node in way if node.op_type in CONVOLUTIONS]
+    weights = [
+        (node, shape) for node in convolutions if (shape := _shape(node.inputs[weight_indices(node)[0]]))
+    ]
     limit = min(_limits(value, set()), default=None)
     if not weights:
         return Hint(limit, _search(value), head=_head(value))
@@ -73,10 +78,22 @@ def read_hint(value: ir.Value) -> Hint:
     )
 
 
+def tables(value: ir.Value) -> Iterator[ir.Value]:
+    """The tables in which `value` itself, or a reshaped copy of it, says the rows."""
+    for node, index in value.uses():
+        yield from (
+            found
+            for position, table in _LOOKUPS.get(node.op_type, ())
+            if index == position and (found := node.inputs[table]) is not None
+        )
+        if node.op_type in _KEEPS_VALUES and index == 0:
+            yield from tables(node.outputs[0])
+
+
 def _positions(way: list[ir.Node], width: int) -> int | None:
     """The rows of the first table [.., rows, width] that is added on the way."""
     for node in way:
-        for operand in node.inputs if node.op_type == "Add" else ():
+        for operand in node.inputs if node.op_type in ("Add", "QLinearAdd") else ():
             table = _shape(operand)
             if table and 2 <= len(table) <= 3 and table[-1] == width and table[-2] > 1:
                 return table[-2]
@@ -164,7 +181,7 @@ def _shape(value: ir.Value | None) -> tuple[int, ...] | None:
         if node is not None and node.op_type == "Gather" and _int(node, "axis", 0) == 0:
             table, index = (_shape(operand) for operand in node.inputs)
             return None if table is None or index is None else (*index, *table[1:])
-        if node is None or node.op_type not in ("Identity", "Cast", "DequantizeLinear"):
+        if node is None or node.op_type not in ("Identity", "Cast", "QuantizeLinear", "DequantizeLinear"):
             return None
         value = node.inputs[0]
     return None

@@ -20,6 +20,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from graphprune.hints import Hint, read_hint, required_inputs
+from graphprune.ortformat import SUFFIX, read_notes
 from graphprune.reading import read_model
 
 Array = NDArray[Any]
@@ -59,7 +60,7 @@ class _Input:
 def make_inputs(
     model: ir.Model | str | Path | Any, *, batch: int, sequence: int, past: int = 0, seed: int = 0
 ) -> dict[str, Array]:
-    """Inputs by name, for a model in memory, an .onnx file, or an ONNX Runtime session of one.
+    """Inputs by name, for a model in memory, an .onnx file, or an ONNX Runtime session of a file.
 
     `batch`, `sequence` and `past` (tokens in the KV caches) hold where the graph leaves the
     size open; an axis of the same name has the same size everywhere. Ids are within their
@@ -75,6 +76,8 @@ def make_inputs(
 
 def _file_interface(model: str | Path | Any) -> tuple[_Input, ...]:
     path = Path(model if isinstance(model, (str, Path)) else model._model_path)
+    if path.suffix == SUFFIX and not isinstance(model, (str, Path)):
+        return _packaged_interface(model)
     return _read_interface(path, path.stat().st_mtime_ns)
 
 
@@ -87,8 +90,33 @@ def _interface(model: ir.Model) -> tuple[_Input, ...]:
     return tuple(_input(value) for value in required_inputs(model.graph).values())
 
 
+def _packaged_interface(session: Any) -> tuple[_Input, ...]:
+    """What a `.ort` file takes: all that it tells is what its session does, and the notes of who wrote it."""
+    notes = read_notes(session.get_modelmeta().custom_metadata_map)
+    return tuple(
+        _Input(one.name, _dtype(one.type), tuple(one.shape), notes.get(one.name, Hint()))
+        for one in session.get_inputs()
+    )
+
+
+def _dtype(kind: str) -> np.dtype[Any]:
+    """Numpy's type for ONNX Runtime's `tensor(float)`; float32 for what is no tensor, or of no such type."""
+    name = kind.removeprefix("tensor(").removesuffix(")")
+    try:
+        return np.dtype({"float": "float32", "double": "float64", "string": "object"}.get(name, name))
+    except TypeError:
+        return np.dtype("float32")
+
+
+def _axis(dim: int | ir.SymbolicDim) -> int | str | None:
+    """A size or a name; some exporters write -1 for an open size."""
+    if isinstance(dim, int):
+        return dim if dim >= 0 else None
+    return dim.value
+
+
 def _input(value: ir.Value) -> _Input:
-    axes = tuple(dim if isinstance(dim, int) else dim.value for dim in value.shape or ())
+    axes = tuple(_axis(dim) for dim in value.shape or ())
     dtype = value.dtype or ir.DataType.FLOAT
     plain = np.dtype(object if dtype == ir.DataType.STRING else dtype.numpy())
     return _Input(value.name or "", plain, axes, read_hint(value))
@@ -159,7 +187,8 @@ class _Sizes:
             (("past",), self.past),
             (("encoder", "source"), self.sequence + 2 if "decoder" not in name else self.sequence),
         )
-        return next((size for words, size in meanings if any(word in name.lower() for word in words)), None)
+        told = name.lower().removesuffix("in_batch")  # as in max_seq_len_in_batch
+        return next((size for words, size in meanings if any(word in told for word in words)), None)
 
     def _by_place(self, one: _Input, place: int) -> int:
         if one.hint.head is not None and place == len(one.axes) - 1:

@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from graphprune.errors import RunError
+from graphprune.settings import short_name
 from graphprune.workload import Shape
 
 _KERNEL = "_kernel_time"
-_CONTROL = {"If", "Loop", "Scan"}
+_ROOM = "see that there is room for temporary files"
+CONTROL = {"If", "Loop", "Scan"}
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,11 @@ class Kernel:
     """One run of one node: microseconds since the profiler started, `us` without the kernels inside.
 
     `inputs` and `outputs` are shapes, as far as the profile has them; `moved` the bytes of the
-    activations read and written. `depth` counts the kernels around it.
+    activations read and written. `depth` counts the kernels around it, `inside` those right
+    within it; `type` is ONNX Runtime's name of the
+    first input's element type. `provider` is the short name of the provider that ran it. What a kernel took
+    on a device of its own (`device`) is its `us` where ONNX Runtime was built to tell; else its `us` there is
+    the time to start it.
     """
 
     node: str
@@ -38,6 +44,10 @@ class Kernel:
     outputs: tuple[Shape, ...] = ()
     moved: int = 0
     depth: int = 0
+    type: str = ""
+    provider: str = "cpu"
+    device: int = 0
+    inside: int = 0
 
 
 @dataclass(frozen=True)
@@ -65,12 +75,20 @@ def read_runs(path: Path, hosts: Container[str] = ()) -> Iterator[SessionRun]:
                 yield SessionRun(start, us, tuple(_nested(named, hosts)))
                 kernels.clear()
                 runs += 1
-            elif event.get("cat") == "Node" and event["name"].endswith(_KERNEL):
-                kernels.append(_kernel(event))
+            else:
+                _collect(kernels, event)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise _damaged(path, f"an event is not as expected: {str(event)[:80]}") from error
     if not runs:
         raise _damaged(path, "it holds no run")
+
+
+def _collect(kernels: list[Kernel], event: Mapping[str, Any]) -> None:
+    """Add a kernel; events of category Kernel are what the one before them ran on its device."""
+    if event.get("cat") == "Node" and event["name"].endswith(_KERNEL):
+        kernels.append(_kernel(event))
+    elif event.get("cat") == "Kernel" and kernels:
+        kernels[-1] = replace(kernels[-1], device=kernels[-1].device + _time(event)[1])
 
 
 def distinct(names: Iterable[str]) -> Iterator[str]:
@@ -104,9 +122,9 @@ def _events(path: Path) -> Iterator[dict[str, Any]]:
     except OSError as error:
         raise _damaged(path, error.strerror or str(error)) from error
     except (ValueError, RecursionError) as error:  # neither JSON nor UTF-8, or lists in lists without end
-        raise _damaged(path, "it is damaged or cut off") from error
+        raise _damaged(path, f"it is damaged or cut off; {_ROOM}") from error
     if not ended:
-        raise _damaged(path, "it is empty or cut off")
+        raise _damaged(path, f"it is empty or cut off; {_ROOM}")
 
 
 def _parsed(text: str) -> Sequence[Any]:
@@ -131,8 +149,17 @@ def _kernel(event: Mapping[str, Any]) -> Kernel:
     args = event["args"]
     moved = int(args.get("activation_size") or 0) + int(args.get("output_size") or 0)
     inputs, outputs = (_shapes(args.get(key)) for key in ("input_type_shape", "output_type_shape"))
+    op, provider = str(args["op_name"]), short_name(str(args.get("provider") or "cpu"))
+    kind = _type(args.get("input_type_shape"))
     name: str = event["name"].removesuffix(_KERNEL)
-    return Kernel(name, str(args["op_name"]), start, us, us, inputs, outputs, moved)
+    if name == f"{op}_{args.get('node_index')}":  # what newer versions call a node without a name
+        name = ""
+    return Kernel(name, op, start, us, us, inputs, outputs, moved, type=kind, provider=provider)
+
+
+def _type(listed: Any) -> str:
+    """`float` of `[{"float": [1, 16]}, …]`."""
+    return next((str(name) for one in listed or () for name in one), "")
 
 
 def _shapes(listed: Any) -> tuple[Shape, ...]:
@@ -146,14 +173,17 @@ def _nested(kernels: Sequence[Kernel], hosts: Container[str]) -> Iterator[Kernel
     A host ends right after those that it ran, and began before them.
     """
     own = [kernel.span for kernel in kernels]
-    depths = [0] * len(kernels)
+    depths, inside = [0] * len(kernels), [0] * len(kernels)
     for i, host in enumerate(kernels):
-        if host.node in hosts:
+        if host.node in hosts or host.op in CONTROL:
             j = i - 1
             while j >= 0 and kernels[j].start >= host.start:
                 own[i] -= 0 if depths[j] else kernels[j].span
+                inside[i] += not depths[j]
                 depths[j] += 1
                 j -= 1
-            own[i] = 0 if host.op in _CONTROL else own[i]
-    for kernel, us, depth in zip(kernels, own, depths, strict=True):
-        yield replace(kernel, us=max(us, 0), depth=depth) if depth or us != kernel.span else kernel
+            own[i] = 0 if host.op in CONTROL else own[i]
+    for kernel, us, depth, count in zip(kernels, own, depths, inside, strict=True):
+        us = kernel.device or max(us, 0)
+        changed = depth or count or us != kernel.span
+        yield replace(kernel, us=us, depth=depth, inside=count) if changed else kernel

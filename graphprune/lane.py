@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from graphprune.errors import RunError
-from graphprune.session import first_line
+from graphprune.starting import first_line
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

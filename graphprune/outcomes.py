@@ -5,6 +5,7 @@ files of a bundle may answer differently. Settled means:
 
 - copies of one stack, in one file or several, change together or not at all;
 - layers whose keys and values another file computes stay;
+- caches that the loader of the result cannot do without are still put out (`keeping`);
 - what a larger edit removes needs no edit of its own, and what an earlier step removed none later;
 - a stack that would lose every block is an error, and so are two orders for one stack.
 """
@@ -17,6 +18,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeAlias
 
 from graphprune.errors import SelectionError
+from graphprune.keeping import caches_kept
 from graphprune.prunepass import Edit, Skipped
 from graphprune.slots import cache_slot
 
@@ -46,6 +48,11 @@ class Outcome:
         """The same target, left alone because of `reason`."""
         return replace(self, answer=Skipped(self.answer.target, reason))
 
+    def keeping(self, reason: str) -> Outcome:
+        """The same change with the caches left because of `reason`, where there is such a change."""
+        make = self.answer.keeping if isinstance(self.answer, Edit) else None
+        return replace(self, answer=make(reason)) if make else self
+
 
 def ask(passes: Iterable[PrunePass], files: Sequence[SurveyedFile]) -> tuple[Outcome, ...]:
     """What every pass says about every file, settled. Raises `SelectionError`."""
@@ -55,9 +62,7 @@ def ask(passes: Iterable[PrunePass], files: Sequence[SurveyedFile]) -> tuple[Out
         for file in files
         for answer in one.plan(file.architecture)
     ]
-    answers = _unless_others_compute(answers, files)
-    outcomes = _without_repeats(_all_copies_or_none(answers, files), files)
-    _refuse_emptying(outcomes, files)
+    outcomes = _settled(_unless_others_compute(answers, files), files)
     _refuse_two_orders(outcomes)
     return outcomes
 
@@ -81,6 +86,37 @@ def edits_in_order(outcomes: Iterable[Outcome], files: Iterable[SurveyedFile]) -
     stacks = {stack.name for file in files for stack in file.architecture.stacks}
     edits = [outcome.answer for outcome in outcomes if isinstance(outcome.answer, Edit)]
     return sorted(edits, key=lambda edit: edit.target in stacks)
+
+
+def _settled(answers: list[Outcome], files: Sequence[SurveyedFile]) -> tuple[Outcome, ...]:
+    """One decision for all copies, each block removed once, and the caches left that have to be.
+
+    Where an edit cannot leave the caches of what it removes, it is taken back, and what it would have
+    made needless may be needed after all.
+    """
+    outcomes = _without_repeats(_all_copies_or_none(answers, files), files)
+    _refuse_emptying(outcomes, files)
+    reasons = _caches_that_stay(outcomes, files)
+    stuck = {o.target for o in outcomes if o.target in reasons and _must_go(o)}
+    if stuck:
+        why = {target: f"its KV cache has to stay: {reasons[target]}" for target in stuck}
+        return _settled([a.skipped(why[a.target]) if a.target in why else a for a in answers], files)
+    return tuple(o.keeping(reasons[o.target]) if o.target in reasons else o for o in outcomes)
+
+
+def _must_go(outcome: Outcome) -> bool:
+    """Whether there is no edit like this one that leaves the caches."""
+    return isinstance(outcome.answer, Edit) and outcome.answer.keeping is None
+
+
+def _caches_that_stay(outcomes: Sequence[Outcome], files: Sequence[SurveyedFile]) -> dict[_Target, str]:
+    """The targets of edits that must leave caches, in one file at least, and why."""
+    reasons: dict[_Target, str] = {}
+    for file in files:
+        edits = {o.answer: o.target for o in outcomes if o.file == file.name and isinstance(o.answer, Edit)}
+        kept = caches_kept(file.architecture, edits)
+        reasons |= {edits[edit]: reason for edit, reason in kept.items()}
+    return reasons
 
 
 def _unless_others_compute(answers: list[Outcome], files: Sequence[SurveyedFile]) -> list[Outcome]:

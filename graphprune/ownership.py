@@ -126,6 +126,19 @@ def find_cache_io(flow: Flow, region: set[Op], side: set[Op]) -> CacheIO:
     return CacheIO(inputs, tuple(dict.fromkeys(outputs)), tuple(layouts), tuple(dict.fromkeys(observed)))
 
 
+def cache_ops(flow: Flow, io: CacheIO, ops: set[Op]) -> set[Op]:
+    """Those of a block's `ops` that compute what it puts out as caches."""
+    layouts = set(io.layouts)
+    work = [flow.producers[flow.numbers[value]] for value in io.outputs]
+    found: set[Op] = set()
+    while work:
+        op = work.pop()
+        if op is not None and op not in found and (op in ops or op.node in layouts):
+            found.add(op)
+            work.extend(flow.producers[number] for number in op.inputs)
+    return found & ops
+
+
 def _cache_inputs(flow: Flow, ops: set[Op]) -> tuple[ir.Value, ...]:
     """Graph inputs (of this graph, or of one around it) that only these ops read, in order."""
     read = dict.fromkeys(v for op in ops for n in op.inputs if (v := flow.values[n]) in flow.inputs)

@@ -7,7 +7,7 @@ a recipe; `outcomes.py` settles their answers against each other.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -25,7 +25,7 @@ from graphprune.sizes import Sizes, measure
 from graphprune.survey import SurveyedFile, distinct_stacks, inspect, loader_of
 
 if TYPE_CHECKING:
-    from graphprune.architecture import Block, Loader
+    from graphprune.architecture import Block, Branch, Loader
     from graphprune.bundle import Bundle, ModelFile
     from graphprune.recipe import IrStep, Recipe
 
@@ -56,7 +56,7 @@ class Plan:
     @cached_property
     def before(self) -> Sizes:
         """The sizes of the bundle as it is, all files together."""
-        return _sizes(self.bundle, self.files, ())
+        return sizes_of(self.bundle, self.files)
 
     @cached_property
     def notes(self) -> tuple[str, ...]:
@@ -103,10 +103,9 @@ class Pruned:
         """The sizes of all files together; `plan.before` has what they were."""
         stacks = {stack.name for stack in distinct_stacks(self.plan.files)}
         if any(outcome.answer.target in stacks for outcome in self.plan.edits):  # rearranged: read anew
-            return _sizes(self.bundle, inspect(self.bundle), ())
-        kept = {id(block) for outcome in self.plan.edits for block in _keeps(outcome)}
-        gone = [block for block in self.plan.removed if id(block) not in kept]
-        return _sizes(self.bundle, self.plan.files, gone)
+            return sizes_of(self.bundle, inspect(self.bundle))
+        edits = [outcome.answer for outcome in self.plan.edits if isinstance(outcome.answer, Edit)]
+        return sizes_of(self.bundle, self.plan.files, edits)
 
     def save(
         self,
@@ -140,7 +139,8 @@ class Pruned:
             if run and has_cache(self.bundle.files):
                 check_steps(path, self.bundle.folder or self.bundle.files[0].path)
 
-        provenance = {"recipe": json.dumps(self.plan.recipe.to_json())}
+        recipe = replace(self.plan.recipe, loader=self.plan.loader)
+        provenance = {"recipe": json.dumps(recipe.to_json())}
         return self.bundle.save(
             out, external=external, overwrite=overwrite, provenance=provenance, check=check,
             check_bundle=check_bundle,
@@ -207,10 +207,6 @@ def _configs(bundle: Bundle, kept: Sequence[configs.Kept]) -> dict[str, dict[str
     return {name: followed[name](config, kept) for name, config in bundle.configs.items()}
 
 
-def _keeps(outcome: Outcome) -> tuple[Block, ...]:
-    return outcome.answer.keeps if isinstance(outcome.answer, Edit) else ()
-
-
 def _ir_steps(bundle: Bundle, steps: Iterable[IrStep]) -> Bundle:
     """`bundle` after onnx_ir passes over each of its models, which they may change in place."""
     for step in steps:
@@ -223,9 +219,18 @@ def _ir_steps(bundle: Bundle, steps: Iterable[IrStep]) -> Bundle:
     return bundle
 
 
-def _sizes(bundle: Bundle, files: Iterable[SurveyedFile], without: Iterable[Block]) -> Sizes:
-    """The sizes of a bundle's files; the blocks do their MACs, copies of a stack once."""
-    gone = {id(block) for block in without}
-    blocks = (one for stack in distinct_stacks(files) for one in stack.blocks if id(one) not in gone)
-    macs = sum((block.macs for block in blocks), Macs())
+def sizes_of(bundle: Bundle, files: Iterable[SurveyedFile], edits: Sequence[Edit] = ()) -> Sizes:
+    """The sizes of a bundle's files; blocks do the MACs that `edits` leave them, copies of a stack once."""
+    gone = {branch for edit in edits for block in edit.removes for branch in block.branches}
+    gone |= {branch for edit in edits for branch in edit.parts}
+    keeping = {block for edit in edits for block in edit.keeps}
+    blocks = (block for stack in distinct_stacks(files) for block in stack.blocks)
+    macs = sum((_macs_left(block, gone, caches=block in keeping) for block in blocks), Macs())
     return sum((measure(file.model) for file in bundle.files), Sizes(macs=macs))
+
+
+def _macs_left(block: Block, gone: Set[Branch], *, caches: bool) -> Macs:
+    """What a block does without the branches that are `gone`, their caches still computed or not."""
+    of_gone = (branch.cache_macs if caches else Macs() for branch in block.branches if branch in gone)
+    of_others = (branch.macs for branch in block.branches if branch not in gone)
+    return sum((*of_gone, *of_others), Macs())

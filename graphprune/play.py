@@ -75,6 +75,14 @@ class Call:
     feeds: Arrays
     outputs: Arrays
 
+    @property
+    def phase(self) -> str:
+        """`decode`: goes on from a cache; `prefill`: takes an empty one or gives one; else `run`."""
+        caches = [name for name in self.session.inputs if is_cache(name)]
+        if caches and all(self.feeds[name].size for name in caches):
+            return "decode"
+        return "prefill" if caches or any(map(is_cache, self.session.outputs)) else "run"
+
 
 def run(
     path: str | Path, source: Source | None = None, *, steps: int = 0, settings: Settings | None = None
@@ -98,7 +106,7 @@ def play(sessions: Iterable[Session], source: Source, *, steps: int = 0) -> list
 
 def first_feeds(session: Session, source: Source) -> dict[str, NDArray[Any]]:
     """What the first call of a file takes: what `source` gives, an empty cache, the rest at random."""
-    return _feeds(session, source, 0, 0, first=True)
+    return _feeds(session, source, 0, {})
 
 
 def is_cache(name: str) -> bool:
@@ -111,32 +119,73 @@ def _play_one(session: Session, source: Source, steps: int, earlier: Sequence[Ca
     cache = {name: array for name, array in handed.items() if is_cache(name)}
     if "use_cache_branch" in session.inputs or not _complete(session, cache):
         cache = {}
-    past = _length(cache)
+    before = next((call.feeds for call in earlier if call.step == 0 and call.session.reads_earlier), {})
     calls: list[Call] = []
     for step in range(1 + (steps if any(map(is_cache, session.inputs)) else 0)):
-        feeds = _feeds(session, source, step, past, first=not cache) | _encoded(handed) | cache
+        _require_fit(session, cache)
+        feeds = _feeds(session, source, step, cache) | _encoded(handed) | cache
+        if cache:
+            feeds |= _carried(session, before, feeds)
         outputs = session.run(feeds)
         calls.append(Call(session, step, feeds, outputs))
         cache |= _presents(session, outputs)
-        past = _length(cache)
+        before = feeds
     return calls
 
 
-def _feeds(session: Session, source: Source, step: int, past: int, *, first: bool) -> dict[str, NDArray[Any]]:
+def _require_fit(session: Session, cache: Arrays) -> None:
+    """Raise `RunError` where a cache has grown beyond the one length that the file takes."""
+    for one in session.runtime.get_inputs():
+        length = one.shape[-2] if one.name in cache and len(one.shape) >= 4 else None
+        if isinstance(length, int) and length != cache[one.name].shape[-2]:
+            raise RunError(
+                f"{session.name}: the cache {one.name} always has {length} tokens: such a file takes no "
+                "further steps"
+            )
+
+
+def _feeds(session: Session, source: Source, step: int, cache: Arrays) -> dict[str, NDArray[Any]]:
     """Given arrays where they fit (all in the first call), valid random ones for the rest."""
     import numpy as np
 
     from graphprune.inputs import make_inputs
 
-    sequence = source.sequence if first else 1
+    sequence = 1 if cache else source.sequence
     feeds: dict[str, NDArray[Any]] = make_inputs(
-        session.runtime, batch=source.batch, sequence=sequence, past=past, seed=source.seed + step
+        session.runtime, batch=source.batch, sequence=sequence, past=_length(cache), seed=source.seed + step
     )
-    given = source.arrays if first else {}
+    given = {} if cache else source.arrays
     feeds |= {name: session.cast(name, given[name]) for name in session.inputs if name in given}
     if "use_cache_branch" in feeds:
-        feeds["use_cache_branch"] = np.full_like(feeds["use_cache_branch"], not first)
+        feeds["use_cache_branch"] = np.full_like(feeds["use_cache_branch"], bool(cache))
     return feeds
+
+
+def _carried(session: Session, before: Arrays, feeds: Arrays) -> dict[str, NDArray[Any]]:
+    """What one more token takes over from the call before it: its encoder, its mask and one more.
+
+    A mask that does not cover the tokens before, or has a fixed length, stays as it is.
+    """
+    import numpy as np
+
+    carried: dict[str, NDArray[Any]] = {}
+    for name in session.inputs:
+        old, new = before.get(name), feeds[name]
+        if old is None or is_cache(name):
+            continue
+        if name.startswith("encoder_"):
+            carried[name] = old
+        elif "mask" in name and old.ndim == new.ndim == 2 and not _is_fixed(session, name):
+            carried[name] = np.concatenate([old, np.ones_like(old[:, :1])], axis=1)
+        elif "position" in name and old.ndim == new.ndim == 2 and new.shape[1] == 1:
+            carried[name] = old[:, -1:] + 1
+    return carried
+
+
+def _is_fixed(session: Session, name: str) -> bool:
+    """Whether the last axis of an input has one size alone."""
+    shape = next(one.shape for one in session.runtime.get_inputs() if one.name == name)
+    return isinstance(shape[-1], int)
 
 
 def _handed_on(session: Session, earlier: Sequence[Call]) -> dict[str, NDArray[Any]]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, ClassVar, Protocol
 from graphprune.selection import select_blocks, select_layers, select_stack
 
 if TYPE_CHECKING:
-    from graphprune.architecture import Architecture, Block
+    from graphprune.architecture import Architecture, Block, Branch
 
 __all__ = ["Edit", "PrunePass", "Skipped", "select_blocks", "select_layers", "select_stack"]
 
@@ -23,16 +23,21 @@ __all__ = ["Edit", "PrunePass", "Skipped", "select_blocks", "select_layers", "se
 class Edit:
     """One change: `target` is a block's id, `summary` one line for people, `apply` makes it.
 
-    `removes` are the blocks that are gone afterwards (empty where only a part of one goes), `keeps`
-    those of them whose keys and values are still computed. `order` is given where the target is a
-    stack: the numbers of its layers as they run afterwards.
+    `removes` are the blocks that are gone afterwards (empty where only a part of one goes), `parts` the
+    branches that go of blocks that stay, `keeps` the blocks whose branch goes and whose keys and
+    values are still computed. `uncaches` are the blocks whose KV caches
+    go; `keeping` makes of a reason the same edit that leaves them, where there is such a one. `order`
+    is given where the target is a stack: the numbers of its layers as they run afterwards.
     """
 
     target: str
     summary: str
     apply: Callable[[], None]
     removes: tuple[Block, ...] = ()
+    parts: tuple[Branch, ...] = ()
     keeps: tuple[Block, ...] = ()
+    uncaches: tuple[Block, ...] = ()
+    keeping: Callable[[str], Edit] | None = None
     order: tuple[int, ...] = ()
 
 

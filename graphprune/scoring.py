@@ -124,7 +124,7 @@ class Scorer:
         return 0, None
 
     def _values(self, names: Sequence[str], given: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
-        from graphprune.session import first_line
+        from graphprune.starting import first_line
 
         try:
             values: list[NDArray[Any]] = self.session.runtime.run(names, given)

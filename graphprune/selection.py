@@ -17,7 +17,8 @@ A selection is a text of items with commas between, or an iterable of items:
 
 Bare numbers count the layers of all stacks, first stack first; copies of one stack (both
 branches of a merged decoder, a decoder with and without past) count once and are selected
-together. Everything here is pure.
+together. Where nothing but cross-attention is asked for, they count the layers of the stacks that
+have any, so not those of an encoder. Everything here is pure.
 """
 
 from __future__ import annotations
@@ -83,7 +84,7 @@ def select_blocks(
     A single layer must have such a block; a range, a policy or `all` takes those that are there,
     and must find one at least. Raises `SelectionError` otherwise.
     """
-    numbering = _Numbering(_stacks(architecture))
+    numbering = _Numbering(_stacks(architecture), readers_only=set(kinds) == {"cross_attention"})
     ids: set[str] = set()
     for choice in _choices(numbering, selection):
         blocks = [block for place in choice.places for block in numbering.layer(place).blocks]
@@ -128,35 +129,41 @@ class _Choice:
 
 
 class _Numbering:
-    """The layers of a model as selections count them: copies of a stack once."""
+    """The layers of a model as selections count them: copies of a stack once.
 
-    def __init__(self, stacks: Iterable[Stack]) -> None:
+    With `readers_only` bare numbers count the stacks alone that read another one, if there are any.
+    """
+
+    def __init__(self, stacks: Iterable[Stack], *, readers_only: bool = False) -> None:
         self.stacks: dict[str, Stack] = {}
         for stack in stacks:
             self.stacks.setdefault(stack.name, stack)
-        self.places = tuple(
-            (name, position) for name, stack in self.stacks.items() for position in range(len(stack.layers))
-        )
+        readers = [name for name, stack in self.stacks.items() if readers_only and stack.reads_another]
+        self.counted = readers or [*self.stacks]
+        self.places = tuple(place for name in self.counted for place in self.within(name))
         self.blocks = {
-            block.id: (name, position)
-            for name, position in self.places
-            for block in self.stacks[name].layers[position].blocks
+            block.id: place
+            for name in self.stacks
+            for place in self.within(name)
+            for block in self.layer(place).blocks
         }
 
     def layer(self, place: _Place) -> Layer:
         return self.stacks[place[0]].layers[place[1]]
 
     def within(self, name: str) -> tuple[_Place, ...]:
-        return tuple(place for place in self.places if place[0] == name)
+        return tuple((name, position) for position in range(len(self.stacks[name].layers)))
 
     def __str__(self) -> str:
         if not self.stacks:
             return "no layers"
         start, parts = 0, []
-        for name, stack in self.stacks.items():
-            last = start + len(stack.layers) - 1
+        for name in self.counted:
+            last = start + len(self.stacks[name].layers) - 1
             parts.append(f"layer{'s' if last > start else ''} {_span(start, last)} ({name})")
             start = last + 1
+        others = (name for name in self.stacks if name not in self.counted)
+        parts += [f"{name}.{_span(0, len(self.stacks[name].layers) - 1)}" for name in others]
         return ", ".join(parts)
 
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from graphprune.errors import LoadError, RunError
-from graphprune.settings import PROVIDERS, Settings, full_name, session_options, short_name
+from graphprune.errors import RunError
+from graphprune.settings import PROVIDERS, Settings, session_options, short_name
 from graphprune.slots import cache_slot
+from graphprune.starting import RECORD, create, first_line, first_to_start, given_nodes
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,7 +31,6 @@ _TYPES = {
     "tensor(uint8)": "uint8",
     "tensor(bool)": "bool",
 }
-_RECORD = "session.record_ep_graph_assignment_info"
 _SHOWN_OPS = 5
 
 log = logging.getLogger(__name__)
@@ -147,13 +146,7 @@ def open_session(path: Path, name: str, settings: Settings | None = None) -> Ses
     optimized model cannot be kept.
     """
     settings = settings or Settings()
-    choices = settings.choices()
-    for providers in choices[:-1]:
-        try:
-            return start(path, name, settings, providers)
-        except LoadError as error:
-            log.warning("%s: the provider %s does not start: %s", name, providers[0], error)
-    return start(path, name, settings, choices[-1])
+    return first_to_start(settings, name, lambda providers: start(path, name, settings, providers))
 
 
 def start(path: Path, name: str, settings: Settings, providers: tuple[str, ...]) -> Session:
@@ -169,49 +162,10 @@ def start(path: Path, name: str, settings: Settings, providers: tuple[str, ...])
             replace(settings, level="disabled")
         ).graph_optimization_level
     if providers != ("cpu",):
-        options.add_session_config_entry(_RECORD, "1")
+        options.add_session_config_entry(RECORD, "1")
     runtime = create(model, options, settings=settings, providers=providers)
     runtime._model_path = str(path)  # inputs are made from what the original says of them
     return opened(runtime, name, settings)
-
-
-def create(
-    path: Path, options: Any, *, settings: Settings, providers: tuple[str, ...], data: bytes | None = None
-) -> Any:
-    """ONNX Runtime's session of a file, or of `data` made from it.
-
-    Raises `LoadError` where it does not load, or a provider does not start.
-    """
-    import onnxruntime as ort
-
-    try:
-        runtime = ort.InferenceSession(
-            data or str(path), options, providers=_with_options(settings, providers), enable_fallback=0
-        )
-    except Exception as error:  # the runtime's own exceptions share no public base
-        raise LoadError(f"{path}: ONNX Runtime cannot load it: {first_line(error)}") from error
-    runtime.disable_fallback()
-    started = {short_name(one) for one in runtime.get_providers()}
-    for one in providers:
-        if one not in started:
-            raise LoadError(
-                f"{path}: the provider {one!r} is installed and does not start: see that its driver and "
-                "libraries are there, in the versions that this onnxruntime was built for"
-            )
-    return runtime
-
-
-def _with_options(settings: Settings, providers: tuple[str, ...]) -> list[tuple[str, dict[str, str]]]:
-    """The providers by their full names, with the options that are given and those of the cache."""
-    given = {short_name(name): options for name, options in settings.provider_options.items()}
-    found = []
-    for one in providers:
-        options = dict(given.get(one, {}))
-        if settings.cache is not None and one in PROVIDERS:
-            caches = PROVIDERS[one].caches
-            options = {key: value.format(settings.cache) for key, value in caches.items()} | options
-        found.append((full_name(one), options))
-    return found
 
 
 def opened(runtime: Any, name: str, settings: Settings) -> Session:
@@ -223,24 +177,11 @@ def opened(runtime: Any, name: str, settings: Settings) -> Session:
         tuple(one.name for one in runtime.get_outputs()),
         settings,
         tuple(short_name(one) for one in runtime.get_providers()),
-        _nodes(runtime),
+        given_nodes(runtime),
     )
     if session.providers[0] != "cpu":
         _tell(session)
     return session
-
-
-def _nodes(runtime: Any) -> dict[str, dict[str, int]]:
-    """How many nodes of each op every provider was given."""
-    asked = runtime.get_session_options().get_session_config_entry
-    try:
-        recorded = asked(_RECORD) == "1" and hasattr(runtime, "get_provider_graph_assignment_info")
-    except RuntimeError:  # it was not set
-        recorded = False
-    found: dict[str, Counter[str]] = {}
-    for part in runtime.get_provider_graph_assignment_info() if recorded else ():
-        found.setdefault(short_name(part.ep_name), Counter()).update(n.op_type for n in part.get_nodes())
-    return {provider: dict(ops.most_common()) for provider, ops in found.items()}
 
 
 def _tell(session: Session) -> None:
@@ -265,12 +206,24 @@ def open_sessions(path: str | Path, settings: Settings | None = None) -> tuple[S
 
     Raises `LoadError`, also where the files do not belong together.
     """
+    return in_turn(open_session(file, name, settings) for file, name in runnable(path))
+
+
+def runnable(path: str | Path) -> tuple[tuple[Path, str], ...]:
+    """The files of a bundle that can be opened, with their names: `.onnx` files, or packaged `.ort` ones.
+
+    Raises `LoadError`, also where they do not belong together.
+    """
     from graphprune.bundle import load
     from graphprune.fileset import require_set
+    from graphprune.ortformat import packaged
 
+    files = packaged(path)
+    if files:
+        return files
     bundle = load(path)
     require_set(bundle)
-    return in_turn(open_session(file.path, file.name, settings) for file in bundle.files)
+    return tuple((file.path, file.name) for file in bundle.files)
 
 
 def in_turn(sessions: Iterable[Session]) -> tuple[Session, ...]:
@@ -281,8 +234,3 @@ def in_turn(sessions: Iterable[Session]) -> tuple[Session, ...]:
 def _turn(session: Session) -> tuple[bool, int]:
     """Encoders run before what reads their output, a decoder without past before one with it."""
     return session.reads_earlier, session.pasts
-
-
-def first_line(error: Exception) -> str:
-    """What an exception of the runtime says, in one line."""
-    return next(iter(str(error).strip().splitlines()), "") or type(error).__name__

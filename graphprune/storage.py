@@ -55,7 +55,7 @@ def write_model(model: ir.Model, path: Path, *, external: External, metadata: Ma
 def replacing(target: Path, *, overwrite: bool) -> Iterator[Path]:
     """A folder to write into; what it holds is moved to `target` when the block ends well.
 
-    Where `target` ends in `.onnx`, the folder's files go beside it; else the folder becomes
+    Where `target` ends in `.onnx` or `.ort`, the folder's files go beside it; else the folder becomes
     `target`. Raises `SaveError` where `target` exists and `overwrite` is false, and for
     every error of the file system, after removing what was written.
     """
@@ -69,7 +69,7 @@ def replacing(target: Path, *, overwrite: bool) -> Iterator[Path]:
         content.mkdir()
         yield content
         _flush(content)
-        if target.suffix == ".onnx":
+        if target.suffix in (".onnx", ".ort"):
             _place_file(content, target)
         else:
             _place_folder(content, target, hidden / "old")
@@ -78,6 +78,30 @@ def replacing(target: Path, *, overwrite: bool) -> Iterator[Path]:
     finally:
         if hidden is not None:
             shutil.rmtree(hidden, ignore_errors=True)
+
+
+def write_text(target: Path, text: str) -> None:
+    """Write a file in UTF-8, whole or not at all; an existing one is replaced. Raises `SaveError`."""
+    hidden: Path | None = None
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", encoding="utf-8", newline="\n", dir=target.parent, prefix=f".{target.name}.", delete=False
+        ) as file:
+            hidden = Path(file.name)
+            file.write(text)
+        hidden.chmod(0o666 & ~_umask())
+        hidden.replace(target)
+    except OSError as error:
+        if hidden is not None:
+            hidden.unlink(missing_ok=True)
+        raise SaveError(f"cannot write {target}: {error.strerror or error}; nothing was written") from error
+
+
+def _umask() -> int:
+    """What the user's new files are closed to; a temporary one is closed to everyone else."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def copy_files(source: Path, names: Iterable[Path], folder: Path) -> None:

@@ -53,7 +53,9 @@ def inspect(bundle: Bundle, loader: Loader | None = None) -> tuple[SurveyedFile,
         return tuple(files)
     clashing = _clashing([stack for file in files for stack in file.architecture.stacks])
     files = [_renamed(file, clashing) for file in files]
-    stacks = sorted((stack for file in files for stack in file.architecture.stacks), key=_reads_another)
+    stacks = sorted(
+        (stack for file in files for stack in file.architecture.stacks), key=lambda s: s.reads_another
+    )
     return tuple(
         replace(file, architecture=replace(file.architecture, numbering=tuple(stacks))) for file in files
     )
@@ -66,10 +68,6 @@ def distinct_stacks(files: Iterable[SurveyedFile]) -> tuple[Stack, ...]:
         for stack in file.architecture.stacks:
             stacks.setdefault(stack.name, stack)
     return tuple(stacks.values())
-
-
-def _reads_another(stack: Stack) -> bool:
-    return any(block.kind == "cross_attention" for block in stack.blocks)
 
 
 def _clashing(stacks: Iterable[Stack]) -> set[str]:

@@ -61,7 +61,10 @@ class Trail:
 
     def origins(self, node: ir.Node) -> tuple[ir.Node, ...]:
         """The nodes that an optimized node was made from, as far as names tell: of its result first."""
-        names = [*(value.name or "" for value in node.outputs), node.name or ""]
+        return self.named(*(value.name or "" for value in node.outputs), node.name or "")
+
+    def named(self, *names: str) -> tuple[ir.Node, ...]:
+        """The original nodes that these names lead to."""
         numbers = [number for name in names for number in self._numbers(name)]
         order = self.scope.order
         return tuple(order[n] for n in dict.fromkeys(numbers) if n < len(order))

@@ -1,123 +1,211 @@
-"""Time models against each other, fairly: in turns, warmed up, with an interval for each ratio.
+"""Time models against each other: speed, size on the disk, time to load, memory.
 
-Whatever drifts (clock speed, other programs) meets all models alike, because every round runs
-each of them once, in an order drawn anew.
+How they are timed is in `turns`, how sure a ratio is in `intervals`.
 """
 
 from __future__ import annotations
 
-import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from graphprune.errors import RunError
-from graphprune.play import Source, play
+from graphprune.measuring import Asked, Measured, Progress, measure
+from graphprune.play import Source
+from graphprune.settings import Settings
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import numpy as np
     from numpy.typing import NDArray
-
-    from graphprune.play import Call
-    from graphprune.settings import Settings
-
-_RESAMPLES = 2000
 
 
 @dataclass(frozen=True)
 class Timing:
-    """One model: `median` and `spread` (half the range between the quartiles), in milliseconds.
+    """One model at one size of input: `median` and `spread` (half the range between the quartiles), in ms.
 
-    `ratio` is its median by that of the first model, `low` and `high` the 95% interval of it;
-    all three are None for the first.
+    `phase` is `prefill` (all that comes before the first new token) and `decode` (one further token) for
+    models with a cache, else `run`. `ratio` is that of the times to those of the baseline in the same
+    rounds, `low` and `high` its 95% interval, which takes `intervals.MIN_LOADS` loads; all three are None
+    for the baseline, and where it has no times. `peak_mb` is the most memory that loading the
+    model and one pass take (`footprint.Usage`), `macs` counts the multiply-accumulates of what is timed,
+    and `of_peak` is the share of the machine's peak at which it computes them (`roofline.peak`); None where
+    they were not measured.
     """
 
     model: str
+    batch: int
+    sequence: int
+    phase: str
     rounds: int
     median: float
     spread: float
     ratio: float | None = None
     low: float | None = None
     high: float | None = None
+    peak_mb: float | None = None
+    macs: float | None = None
+    of_peak: float | None = None
+
+    @property
+    def tokens_per_s(self) -> float | None:
+        """Tokens read in the prefill, or made; None for models without a cache."""
+        tokens = {"prefill": self.batch * self.sequence, "decode": self.batch}.get(self.phase)
+        return tokens / self.median * 1e3 if tokens and self.median else None
+
+    @property
+    def gmacs_per_s(self) -> float | None:
+        """Billions of multiply-accumulates a second."""
+        return self.macs / self.median / 1e6 if self.macs and self.median else None
+
+
+@dataclass(frozen=True)
+class ModelCost:
+    """One model, at any size of input: bytes on the disk, and the median of the times to load it.
+
+    `load_ms` and its `spread`, as of a timing, are those of fresh processes, files in the system's cache;
+    `loaded_mb` is the memory that it takes then. None where they were not measured.
+    """
+
+    model: str
+    bytes: int
+    load_ms: float | None = None
+    spread: float | None = None
+    loaded_mb: float | None = None
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A size of input that a model was not timed at, and why."""
+
+    model: str
+    batch: int
+    sequence: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What `bench` found. Timings are in the order of sources, phases and models; ratios are to `baseline`.
+
+    `notes` say what could not be measured.
+    """
+
+    baseline: str
+    timings: tuple[Timing, ...]
+    models: tuple[ModelCost, ...]
+    left_out: tuple[LeftOut, ...]
+    settings: Settings
+    loads: int
+    warmup: int
+    steps: int
+    notes: tuple[str, ...] = ()
 
 
 def bench(
     models: Sequence[str | Path],
-    source: Source | None = None,
+    source: Source | Sequence[Source] | None = None,
     *,
     rounds: int = 50,
-    warmup: int = 5,
-    settings: Settings | None = None,
+    loads: int = 10,
+    warmup: int = 2,
     steps: int = 0,
-    on_round: Callable[[], None] = lambda: None,
+    baseline: int = 0,
+    settings: Settings | None = None,
+    footprint: bool = True,
+    roofline: bool = False,
+    on_progress: Progress = lambda what, share: None,
     clock: Callable[[], int] = time.perf_counter_ns,
-) -> tuple[Timing, ...]:
-    """Time one pass over all files of each model, `rounds` times after `warmup` more.
+) -> Bench:
+    """Time one pass over the files of each model, in turns, on one source or on several.
 
-    `steps` tokens with the cache are part of it for models that take one. `on_round` is called
-    after every round, warm-up included. `clock` tells nanoseconds; `time.process_time_ns` makes CPU
-    time of it, which other programs hardly change, but threads that wait do. Raises `LoadError`, `RunError`.
+    Every model is loaded `loads` times, and runs each time so many rounds, after `warmup` others, that
+    there are `rounds` in all, or a few more. `steps` tokens with the cache are part of it for models that
+    take one. `baseline` is the place among the models of the one that ratios are to. `settings` say on what
+    and how they run; one thread on the CPU by default. `footprint` asks for the memory and the time to
+    load, in processes of their own; `roofline` for the multiply-accumulates, and the share of the machine's
+    peak at which they are computed. `on_progress` is told what is going on, and the share that is done.
+    `clock` tells nanoseconds; `time.process_time_ns` makes CPU time of it, which other programs hardly
+    change, but threads that wait do.
+
+    Raises `LoadError`; `RunError`, also where a model takes none of the sources or fails after it has run.
     """
-    from graphprune.session import open_sessions
+    from graphprune.turns import Plan
 
-    if rounds < 2 or warmup < 0:
-        raise RunError("a benchmark takes 2 rounds at least, and no negative warm-up")
-    plays = [play(open_sessions(path, settings), source or Source(), steps=steps) for path in models]
-    times: list[list[float]] = [[] for _ in plays]
-    order = list(range(len(plays)))
-    shuffled = random.Random(0)
-    for turn in range(warmup + rounds):
-        shuffled.shuffle(order)
-        for index in order:
-            elapsed = _milliseconds(plays[index], clock)
-            if turn >= warmup:
-                times[index].append(elapsed)
-        on_round()
-    return tuple(_timing(str(path), one, times[0]) for path, one in zip(models, times, strict=True))
+    if rounds < 2 or loads < 1 or warmup < 0 or steps < 0:
+        raise RunError("a benchmark takes 2 rounds and 1 load at least, and no negative warm-up or steps")
+    if not 0 <= baseline < len(models):
+        raise RunError(f"the baseline is one of the {len(models)} models, counted from 0, not {baseline}")
+    given = (source,) if isinstance(source, Source) else tuple(source or (Source(),))
+    loads = min(loads, rounds)
+    plan = Plan(-(-rounds // loads), loads, warmup, steps, settings or Settings(threads=1), clock)
+    asked = Asked(tuple(map(Path, models)), given, plan, footprint=footprint, roofline=roofline)
+    return _found(asked, measure(asked, on_progress), baseline)
 
 
-def _milliseconds(calls: Sequence[Call], clock: Callable[[], int]) -> float:
-    """Run all calls of a play again, on the inputs that they had; only the runtime is timed."""
-    total = 0
-    for call in calls:
-        runtime, feeds = call.session.runtime, {name: call.feeds[name] for name in call.session.inputs}
-        start = clock()
-        runtime.run(None, feeds)
-        total += clock() - start
-    return total / 1e6
+def _found(asked: Asked, found: Measured, baseline: int) -> Bench:
+    names = [str(path) for path in asked.models]
+    plan = asked.plan
+    return Bench(
+        names[baseline],
+        tuple(_timings(asked, found, baseline)),
+        tuple(_cost(name, found, model) for model, name in enumerate(names)),
+        tuple(
+            LeftOut(names[model], asked.sources[cell].batch, asked.sources[cell].sequence, reason)
+            for (cell, model), reason in sorted(found.turns.left_out.items())
+        ),
+        plan.settings, plan.loads, plan.warmup, plan.steps, tuple(found.notes),
+    )  # fmt: skip
 
 
-def _timing(model: str, times: list[float], first: list[float]) -> Timing:
+def _timings(asked: Asked, found: Measured, baseline: int) -> Iterator[Timing]:
+    for cell, source in enumerate(asked.sources):
+        times = {model: found.turns.times.get((cell, model), {}) for model in range(len(asked.models))}
+        for phase in dict.fromkeys(phase for one in times.values() for phase in one):
+            for model, path in enumerate(asked.models):
+                if phase not in times[model]:
+                    continue
+                figures = _figures(times[model][phase], times[baseline].get(phase))
+                used = found.usages.get((cell, model))
+                products = found.products.get((cell, model), {}).get(phase)
+                yield Timing(
+                    str(path), source.batch, source.sequence, phase, *figures,
+                    peak_mb=used.peak_mb if used else None,
+                    macs=products.macs if products else None,
+                    of_peak=products.least_ms / figures[1] if products else None,
+                )  # fmt: skip
+
+
+def _figures(
+    times: list[list[float]], base: list[list[float]] | None
+) -> tuple[int, float, float, float | None, float | None, float | None]:
+    """How many rounds, median, spread, ratio, and its interval."""
     import numpy as np
 
-    low, median, high = (float(q) for q in np.quantile(times, (0.25, 0.5, 0.75)))
-    if times is first:
-        return Timing(model, len(times), median, (high - low) / 2)
-    return Timing(model, len(times), median, (high - low) / 2, *ratio_interval(times, first))
+    from graphprune.intervals import ratio_interval
+
+    own = np.asarray(times)
+    ratio = (None,) * 3 if base is None or base is times else ratio_interval(own, np.asarray(base))
+    return own.size, *_median(own.ravel()), *ratio
 
 
-def ratio_interval(times: Sequence[float], first: Sequence[float]) -> tuple[float, float, float]:
-    """The ratio of the medians, and its 95% bootstrap interval over rounds (Efron, 1979).
-
-    The rounds are resampled in pairs, since both times of a round were taken side by side.
-    """
+def _cost(name: str, found: Measured, model: int) -> ModelCost:
     import numpy as np
-    from scipy.stats import bootstrap
 
-    def ratio(one: NDArray[np.float64], other: NDArray[np.float64], axis: int = -1) -> NDArray[np.float64]:
-        return np.median(one, axis=axis) / np.median(other, axis=axis)
+    usages = found.loads.get(model, [])
+    if not usages:
+        return ModelCost(name, found.bytes[model])
+    loaded = [one.loaded_mb for one in usages if one.loaded_mb is not None]
+    return ModelCost(
+        name, found.bytes[model], *_median([one.load_ms for one in usages]),
+        float(np.median(loaded)) if loaded else None,
+    )  # fmt: skip
 
-    pairs = (np.asarray(times), np.asarray(first))
-    interval = bootstrap(
-        pairs,
-        ratio,
-        paired=True,
-        vectorized=True,
-        n_resamples=_RESAMPLES,
-        method="percentile",
-        rng=np.random.default_rng(0),
-    ).confidence_interval
-    return float(ratio(*pairs)), float(interval.low), float(interval.high)
+
+def _median(values: Sequence[float] | NDArray[np.float64]) -> tuple[float, float]:
+    """The median, and half the range between the quartiles."""
+    import numpy as np
+
+    low, median, high = (float(q) for q in np.quantile(values, (0.25, 0.5, 0.75)))
+    return median, (high - low) / 2

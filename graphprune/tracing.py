@@ -7,14 +7,12 @@ blocks, parts and kernels, above one another, so that each kernel lies below the
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from graphprune.errors import SaveError
+from graphprune import storage
 
 if TYPE_CHECKING:
     from graphprune.phases import Phase, Span
@@ -28,28 +26,8 @@ def write_trace(profile: Profile, path: str | Path) -> None:
 
     Raises `SaveError`.
     """
-    target = Path(path)
     text = json.dumps({"displayTimeUnit": "ms", "traceEvents": trace_events(profile)}, ensure_ascii=False)
-    hidden: Path | None = None
-    try:
-        with tempfile.NamedTemporaryFile(
-            "w", encoding="utf-8", dir=target.parent, prefix=f".{target.name}.", delete=False
-        ) as file:
-            hidden = Path(file.name)
-            file.write(text)
-        hidden.chmod(0o666 & ~_umask())
-        hidden.replace(target)
-    except OSError as error:
-        if hidden is not None:
-            hidden.unlink(missing_ok=True)
-        raise SaveError(f"cannot write {target}: {error.strerror or error}; nothing was written") from error
-
-
-def _umask() -> int:
-    """What the user's new files are closed to; a temporary one is closed to everyone else."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+    storage.write_text(Path(path), text)
 
 
 def trace_events(profile: Profile) -> list[Event]:

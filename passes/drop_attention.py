@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar, Literal
 
 from graphprune.architecture import Architecture, Block, BlockKind
 from graphprune.prunepass import Edit, Skipped, select_blocks, size_of
-from graphprune.surgery import caches_kept, drop_block
+from graphprune.surgery import drop_block
 
 ATTENTION: tuple[BlockKind, ...] = ("attention", "cross_attention")
 KINDS: dict[str, tuple[BlockKind, ...]] = {
@@ -36,24 +36,35 @@ class DropAttention:
 
     def plan(self, architecture: Architecture) -> Iterator[Edit | Skipped]:
         """Say what would happen to every selected attention."""
-        blocks = select_blocks(architecture, self.blocks, KINDS[self.which])
-        kept = caches_kept(architecture, {block for block in blocks if block.droppable})
-        for block in blocks:
-            yield self._edit(architecture, block, kept)
+        for block in select_blocks(architecture, self.blocks, KINDS[self.which]):
+            if block.droppable:
+                yield self._edit(architecture, block)
+            else:
+                yield Skipped(block.id, block.reason)
 
-    def _edit(self, architecture: Architecture, block: Block, kept: Mapping[Block, str]) -> Edit | Skipped:
-        if not block.droppable:
-            return Skipped(block.id, block.reason)
-        apply = partial(
-            drop_block, block, architecture,
-            kinds=ATTENTION, norm=self.post_norm == "drop", keep_caches=block in kept,
+    def _edit(self, architecture: Architecture, block: Block, kept: str = "") -> Edit:
+        """The edit of one block; `kept` is why its caches stay, if they do."""
+        parallel = block.kind == "parallel"
+        return Edit(
+            block.id,
+            _what_goes(block) + _what_of_caches(block, kept),
+            partial(
+                drop_block, block, architecture,
+                kinds=ATTENTION, norm=self.post_norm == "drop", keep_caches=bool(kept),
+            ),
+            removes=() if parallel else (block,),
+            parts=tuple(one for one in block.branches if one.kind in ATTENTION) if parallel else (),
+            keeps=(block,) if kept else (),
+            uncaches=(block,) if block.caches and not kept else (),
+            keeping=None if kept else partial(self._edit, architecture, block),
         )  # fmt: skip
-        caches = _what_of_caches(block, kept.get(block, ""))
-        if block.kind == "parallel":
-            return Edit(block.id, f"drop the attention of the parallel block{caches}", apply)
-        what = "the cross-attention" if block.kind == "cross_attention" else "the attention"
-        keeps = (block,) if block in kept else ()
-        return Edit(block.id, f"drop {what}: {size_of(block)}{caches}", apply, removes=(block,), keeps=keeps)
+
+
+def _what_goes(block: Block) -> str:
+    if block.kind == "parallel":
+        return "drop the attention of the parallel block"
+    what = "the cross-attention" if block.kind == "cross_attention" else "the attention"
+    return f"drop {what}: {size_of(block)}"
 
 
 def _what_of_caches(block: Block, kept: str) -> str:

@@ -34,5 +34,6 @@ class DropFfn:
     def _edit(self, architecture: Architecture, block: Block) -> Edit:
         apply = partial(drop_block, block, architecture, kinds=FFN, norm=self.post_norm == "drop")
         if block.kind == "parallel":
-            return Edit(block.id, "drop the FFN of the parallel block", apply)
+            parts = tuple(one for one in block.branches if one.kind in FFN)
+            return Edit(block.id, "drop the FFN of the parallel block", apply, parts=parts)
         return Edit(block.id, f"drop the FFN: {size_of(block)}", apply, removes=(block,))

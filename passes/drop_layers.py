@@ -46,7 +46,9 @@ class DropLayers:
                 yield Skipped(target, f"{fixed.id}: {fixed.reason}")
             else:
                 apply = partial(_drop, layer, architecture)
-                yield Edit(target, f"drop the layer: {size_of(*layer.blocks)}", apply, removes=layer.blocks)
+                summary = f"drop the layer: {size_of(*layer.blocks)}"
+                uncaches = tuple(block for block in layer.blocks if block.caches)
+                yield Edit(target, summary, apply, removes=layer.blocks, uncaches=uncaches)
 
     def _chosen(self, architecture: Architecture) -> Iterator[tuple[Stack, Layer]]:
         """The layers to drop, copies included."""

@@ -42,6 +42,24 @@ def wrong_shape(graph: onnx.GraphProto) -> None:
     graph.output[0].type.tensor_type.shape.dim[2].dim_value = small.WIDTH + 1
 
 
+def test_a_source_without_kernels_may_lack_another_one_first(tmp_path: Path) -> None:
+    """On a CPU nothing runs in bfloat16: the runtime names the first operator alone."""
+
+    def written(name: str, body: str) -> Path:
+        text = (
+            f"<ir_version: 8, opset_import: ['' : 17]> m (bfloat16[N] ids) => (bfloat16[N] out) {{ {body} }}"
+        )
+        onnx.save(parser.parse_model(text.replace("'", '"')), tmp_path / name)
+        return tmp_path / name
+
+    source = written("source.onnx", "a = Abs (ids) out = Neg (a)")
+    pruned = written("pruned.onnx", "out = Neg (ids)")
+    (tolerated,) = check(pruned, source).tolerated
+    assert "Neg" in tolerated
+    with pytest.raises(CheckError, match="fails loading it in ONNX Runtime"):
+        check(pruned, small.write(tmp_path / "sound.onnx"))
+
+
 def not_finite(graph: onnx.GraphProto) -> None:
     weights = numpy_helper.to_array(graph.initializer[1]).copy()
     weights[3, 3] = np.inf

@@ -186,9 +186,12 @@ def test_what_was_made_before_an_interruption_is_shown(
 @pytest.mark.skipif(sys.platform == "win32", reason="interrupts are sent in another way there")
 def test_an_interrupt_from_the_keyboard_ends_it() -> None:
     options = ("--ids", "5,6", "--ignore-eos", "--max-new-tokens", "1000000")
+    # A shell starts what runs in its background deaf to interrupts; the process is to hear them all the same.
+    heard = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(
         [BIN, "generate", zoo("t5").folder(), *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
+    signal.signal(signal.SIGINT, heard)
     assert process.stdout is not None
     process.stdout.read(1)
     process.send_signal(signal.SIGINT)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from graphprune.errors import LoadError
@@ -126,11 +126,12 @@ def test_a_config_that_cannot_be_used_is_named(content: str, tmp_path: Path) -> 
         read_rules(tmp_path)
 
 
+@settings(deadline=None)
 @given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(max_size=3), st.lists, max_leaves=5))
 def test_whatever_a_config_says_is_read_or_refused(
     tmp_path_factory: pytest.TempPathFactory, value: Any
 ) -> None:
-    folder = tmp_path_factory.getbasetemp()
+    folder = tmp_path_factory.mktemp("configs")
     names = ("eos_token_id", "forced_decoder_ids", "suppress_tokens", "max_position_embeddings", "decoder")
     write(folder, generation_config=dict.fromkeys(names, value))
     with suppress(LoadError):

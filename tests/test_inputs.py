@@ -109,6 +109,11 @@ def test_what_the_graph_fixes_comes_first(tmp_path: Path) -> None:
     assert shapes(path) == {"input_ids": (2, 1), "attention_mask": (2, 8), "past_0": (2, 4, 7, 8)}
 
 
+def test_a_length_in_a_batch_is_no_batch(tmp_path: Path) -> None:
+    path = interface(tmp_path / "m.onnx", ("input_ids", INT64, ["batch", "max_seq_len_in_batch"]))
+    assert shapes(path) == {"input_ids": (2, 5)}
+
+
 def test_encoder_and_decoder_differ(tmp_path: Path) -> None:
     path = interface(
         tmp_path / "m.onnx",
@@ -144,6 +149,43 @@ def test_an_image_fills_its_position_table(tmp_path: Path, extra: int) -> None:
     assert feeds["pixels"].shape == (1, 3, 24, 24)
     (out,) = ort.InferenceSession(tmp_path / "m.onnx").run(None, feeds)
     assert out.shape == (1, 9 + extra, 4)
+
+
+@pytest.mark.parametrize(
+    "convolution",
+    [
+        """pixels8, scale8, zero8 = DynamicQuantizeLinear (pixels)
+        whole = ConvInteger <strides = [8, 8]> (pixels8, kernel8, zero8)
+        patches = Cast <to = 1> (whole)""",
+        """pixels8 = QuantizeLinear (pixels, scale, zero)
+        patches8 = QLinearConv <strides = [8, 8]> (pixels8, scale, zero, kernel8, scale, zero, scale, zero)
+        patches = DequantizeLinear (patches8, scale, zero)""",
+        """patches = com.microsoft.FusedConv <strides = [8, 8], activation = "Relu"> (pixels, kernel)""",
+    ],
+)
+def test_an_image_for_a_convolution_in_other_clothes(tmp_path: Path, convolution: str) -> None:
+    text = f"""<ir_version: 9, opset_import: ["" : 17, "com.microsoft" : 1]>
+    vit (float[batch, channels, height, width] pixels) => (float[batch, n, 4] out)
+    <int64[3] flat = {{0, 4, -1}}, float scale = {{0.1}}, uint8 zero = {{7}}> {{
+        {convolution}
+        rows = Reshape (patches, flat)
+        tokens = Transpose <perm = [0, 2, 1]> (rows)
+        out = Add (tokens, positions)
+    }}"""
+    model = parser.parse_model(text)
+    kernel, positions = np.ones((4, 3, 8, 8), np.float32), np.ones((1, 9, 4), np.float32)
+    weights: dict[str, np.ndarray] = {
+        "kernel": kernel,
+        "kernel8": kernel.astype(np.uint8),
+        "positions": positions,
+    }
+    for name, array in weights.items():
+        model.graph.initializer.append(numpy_helper.from_array(array, name))
+    onnx.save(model, tmp_path / "m.onnx")
+    feeds = make_inputs(tmp_path / "m.onnx", batch=1, sequence=5)
+    assert feeds["pixels"].shape == (1, 3, 24, 24)
+    (out,) = ort.InferenceSession(tmp_path / "m.onnx").run(None, feeds)
+    assert out.shape == (1, 9, 4)
 
 
 def test_initializers_listed_as_inputs_are_not_asked_for(tmp_path: Path) -> None:

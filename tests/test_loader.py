@@ -11,8 +11,8 @@ import pytest
 import graphprune as gp
 from graphprune.cli import run_line
 from graphprune.errors import RecipeError
+from graphprune.keeping import PAIRS
 from graphprune.recipe import Recipe, parse
-from graphprune.surgery.caches import PAIRS
 from tests.surgery.test_signature import with_cross
 
 STEPS = {"passes": [{"drop_attention": "1"}]}

@@ -142,6 +142,7 @@ def test_the_written_file_says_what_was_done(source: Path, tmp_path: Path) -> No
     notes = {one.key: one.value for one in onnx.load(out).metadata_props}
     recipe = json.loads(notes["graphprune.recipe"])
     assert recipe["passes"][0]["drop_ffn"]["blocks"] == [1]
+    assert recipe["for"] == "plain"
 
 
 def test_onnx_ir_passes_before_and_after(source: Path, tmp_path: Path) -> None:

@@ -16,6 +16,8 @@ from graphprune.text import encode, load_tokenizer
 from tests import tiny
 from tools.zoo import Entry, entries
 
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "models"
+
 
 def zoo(family: str) -> Entry:
     return next(entry for entry in entries(family) if entry.task.endswith("-with-past"))
@@ -103,3 +105,28 @@ def test_bad_input_is_named(tmp_path: Path) -> None:
         run(path, Source({"x": np.zeros((1, 2, 3), np.float32)}))
     with pytest.raises(RunError, match="inputs without a value: x"):
         open_sessions(path)[0].run({})
+
+
+@pytest.mark.parametrize("family", ["bart", "whisper"])
+@pytest.mark.parametrize("name", ["decoder_model_merged.onnx", "decoder_with_past_model.onnx"])
+def test_a_decoder_alone_keeps_its_encoder_from_step_to_step(family: str, name: str) -> None:
+    calls = play(open_sessions(zoo(family).folder() / name), Source(batch=2, sequence=5), steps=2)
+    assert [call.step for call in calls] == [0, 1, 2]
+    for key in (key for key in calls[0].feeds if key.startswith("encoder_")):
+        assert all(call.feeds[key] is calls[0].feeds[key] for call in calls)
+
+
+def test_a_mask_grows_with_the_tokens() -> None:
+    mask = np.array([[1, 1, 1, 1], [1, 1, 1, 0]], np.int64)
+    source = Source({"attention_mask": mask}, batch=2, sequence=4)
+    first, second, third = play(open_sessions(zoo("llama").folder()), source, steps=2)
+    np.testing.assert_array_equal(first.feeds["attention_mask"], mask)
+    np.testing.assert_array_equal(second.feeds["attention_mask"], np.c_[mask, [1, 1]])
+    np.testing.assert_array_equal(third.feeds["attention_mask"], np.c_[mask, [1, 1], [1, 1]])
+    assert third.feeds["position_ids"].tolist() == [[5], [5]]
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason="the shared models are not beside this repository")
+def test_a_cache_of_one_length_takes_no_further_step() -> None:
+    with pytest.raises(RunError, match="the cache past_key_self always has 10 tokens"):
+        run(SHARED / "ort_whisper_dec_past.onnx", steps=1)

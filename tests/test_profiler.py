@@ -1,9 +1,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,21 +15,25 @@ import onnx_ir as ir
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 
-from graphprune import cli_profile
+from graphprune import cli_profile, profiled, profiler
 from graphprune.bundle import load
 from graphprune.cli_groups import Inputs
-from graphprune.cli_profile import to_json
+from graphprune.cli_profile_json import to_json
+from graphprune.compiled import Regions
 from graphprune.errors import LoadError, RunError, SaveError
 from graphprune.kernels import SessionRun, distinct, read_runs
 from graphprune.phases import PartTime
 from graphprune.play import Source
 from graphprune.profiled import Profiled
 from graphprune.profiler import Profile, profile
+from graphprune.profilercost import Cost
+from graphprune.scopes import Scope
 from graphprune.session import Session
 from graphprune.settings import LEVELS, Settings
 from graphprune.survey import inspect
+from graphprune.tagging import Trail
 from graphprune.tracing import trace_events, write_trace
 from graphprune.workload import work
 from tests import small, tiny
@@ -77,10 +84,28 @@ def test_what_a_subgraph_runs_counts_once(tmp_path: Path) -> None:
     ]
     (run,) = read_runs(written(tmp_path / "p.json", events), {"outer", "inner", "greedy"})
     own = {kernel.node: (kernel.us, kernel.depth) for kernel in run.kernels}
+    # What the profiler took: within each but the If and the Loop, and beside the If in GreedySearch.
+    cost = Cost(within=1.0, between=0.25)
+    assert [cost.of(kernel) for kernel in run.kernels] == [1, 1, 1, 0, 0, 1.25]
     # GreedySearch works itself, beside its subgraphs: 15 - 12; what If and Loop do is the runtime's.
     assert own == {
         "before": (2, 0), "x": (4, 2), "y": (3, 3), "inner": (0, 2), "outer": (0, 1), "greedy": (3, 0),
     }  # fmt: skip
+
+
+def test_what_a_device_ran_is_its_kernels_time(tmp_path: Path) -> None:
+    inner = {"cat": "Kernel", "ph": "X", "name": "gemm", "dur": 30, "args": {}}
+    events = [
+        event("a", 0, 5, "MatMul", provider="CUDAExecutionProvider"),
+        {**inner, "ts": 1},
+        {**inner, "ts": 33, "dur": 12},
+        event("b", 6, 4, "Add", provider="CPUExecutionProvider"),
+        event("model_run", 0, 60),
+    ]
+    (run,) = read_runs(written(tmp_path / "p.json", events))
+    found = [(kernel.node, kernel.provider, kernel.us, kernel.span) for kernel in run.kernels]
+    assert found == [("a", "cuda", 42, 5), ("b", "cpu", 4, 4)]
+    assert [Cost(2.0, 3.0).of(kernel) for kernel in run.kernels] == [0, 2]
 
 
 @dataclass(frozen=True)
@@ -143,7 +168,8 @@ def test_a_damaged_profile_is_an_error(content: bytes, tmp_path: Path) -> None:
 
 def test_nodes_without_names_are_told_apart(tmp_path: Path) -> None:
     assert list(distinct(["", "a", "", "", "b", ""])) == ["+1", "a", "a+1", "a+2", "b", "b+1"]
-    events = [event("a", 1, 2, "Add"), event("", 3, 2, "Exp"), event("", 5, 2, "Div")]
+    unnamed = event("Div_7", 5, 2, "Div", node_index="7")
+    events = [event("a", 1, 2, "Add"), event("", 3, 2, "Exp"), unnamed]
     (run,) = read_runs(written(tmp_path / "p.json", [*events, event("model_run", 0, 9)]))
     assert [kernel.node for kernel in run.kernels] == ["a", "a+1", "a+2"]
 
@@ -318,7 +344,9 @@ def test_prefill_and_decode_apart_in_a_merged_file(tmp_path: Path) -> None:
     ]
     assert ffns[0].macs == 5 * ffns[1].macs > 0
     assert found.total_us == pytest.approx(encoder.kernel_us + prefill.kernel_us + 2 * decode.kernel_us)
-    # Whatever the If itself took is not a kernel's time.
+    # What its bodies ran counts once, and whatever the If itself took is not a kernel's time.
+    assert {span.depth for span in prefill.timeline} == {0, 1}
+    assert all(phase.kernel_us < phase.session_us for phase in found.phases)
     assert not [part for part in prefill.outside if part.name == "control flow" and part.us]
 
 
@@ -360,19 +388,85 @@ def temporary(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+def test_layers_and_stacks_are_the_sums_of_their_blocks(tmp_path: Path) -> None:
+    found = profile(tiny.save(tmp_path / "m.onnx"), rounds=2)
+    for whole in (found, found.phases[0]):
+        assert [part.name for part in whole.layers] == ["encoder.0", "encoder.1", "encoder.2"]
+        (stack,) = whole.stacks
+        assert stack.parts == whole.layers
+        assert [part for layer in whole.layers for part in layer.parts] == list(whole.blocks)
+        for layer in whole.layers:
+            for what in ("us", "share", "macs", "bytes"):
+                blocks = sum(getattr(block, what) for block in layer.parts)
+                assert getattr(layer, what) == pytest.approx(blocks)
+            assert len(layer.kernels) == sum(len(block.kernels) for block in layer.parts)
+        assert stack.us == pytest.approx(sum(part.us for part in whole.blocks))
+
+
+def test_the_same_calls_without_the_profiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tiny.save(tmp_path / "m.onnx")
+    (phase,) = profile(path, rounds=7).phases
+    assert phase.unprofiled_us and phase.agreement
+    monkeypatch.setattr(profiled, "_TWICE", 100)
+    (phase,) = profile(path, rounds=2).phases
+    assert phase.unprofiled_us is None and phase.agreement is None
+
+
+def test_every_phase_is_compared_with_its_own_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(0, 10**12, 40_000))  # every call without the profiler takes 40 microseconds
+    monkeypatch.setattr(profiler, "perf_counter_ns", lambda: next(clock))
+    (entry,) = entries("bart", fast=True)
+    found = profile(entry.folder(), Source(sequence=5), steps=2, rounds=6)
+    assert found.profiler_us >= 0
+    for phase in found.phases:
+        assert phase.unprofiled_us == pytest.approx(40)
+        assert phase.agreement and phase.agreement > 0
+
+
+def test_without_the_optimized_graph_kernels_go_by_their_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, settings = tiny.save(tmp_path / "m.onnx"), Settings(threads=1, level="disabled")
+    known = profile(path, rounds=1, settings=settings)
+    compiling = replace(profiled.PROVIDERS["cpu"], caches={"folder": "{}"})
+    monkeypatch.setattr(profiled, "PROVIDERS", {"cpu": compiling})
+    monkeypatch.setattr(Regions, "of", lambda runtime, trail, places: Regions({}, places))
+    (phase,) = (found := profile(path, rounds=1, settings=settings)).phases
+    consistent(found)
+    assert phase.unprofiled_us is None
+    assert [(part.name, part.macs) for part in found.blocks] == [(p.name, p.macs) for p in known.blocks]
+
+
+def test_kernels_that_are_only_started_are_told(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = Session("m.onnx", None, (), (), providers=("cuda", "cpu"))
+    one = Profiled(session, None, Trail.of(Scope(())), {}, {}, Regions(), ())
+    monkeypatch.setenv("CUDA_LAUNCH_BLOCKING", "1")
+    profiler._warn_of_launches([one])
+    assert not caplog.records
+    monkeypatch.delenv("CUDA_LAUNCH_BLOCKING")
+    profiler._warn_of_launches([one])
+    assert "CUDA_LAUNCH_BLOCKING=1" in caplog.text
+
+
 def test_a_session_that_dies_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, folder = tiny.save(tmp_path / "m.onnx"), temporary(tmp_path / "t", monkeypatch)
     calls: list[int] = []
 
     def dying(self: Session, feeds: object) -> object:
-        calls.append(1)
-        if len(calls) > 2:
-            raise RunError("m.onnx: out of memory")
-        return original(self, feeds)  # type: ignore[arg-type]
+        def once() -> object:
+            calls.append(1)
+            if len(calls) > 2:
+                raise RuntimeError("out of memory")
+            return run()
 
-    original = Session.run
-    monkeypatch.setattr(Session, "run", dying)
-    with pytest.raises(RunError, match="out of memory"):
+        run = original(self, feeds)  # type: ignore[arg-type]
+        return once
+
+    original = Session.prepared
+    monkeypatch.setattr(Session, "prepared", dying)
+    with pytest.raises(RunError, match=r"^m\.onnx: out of memory"):
         profile(path)
     assert not list(folder.iterdir())
 
@@ -402,6 +496,31 @@ def test_a_spoiled_profile(
     assert not list(folder.iterdir())
 
 
+FULL = """
+import resource, signal, sys, tempfile
+from graphprune.errors import RunError
+from graphprune.profiler import profile
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+tempfile.tempdir = sys.argv[2]
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]), resource.RLIM_INFINITY))
+try:
+    profile(sys.argv[1])
+except RunError as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="limits the size of files as POSIX does")
+@pytest.mark.parametrize(("limit", "message"), [(100, "cannot write temporary files"), (20_000, "cut off")])
+def test_a_full_disk(limit: int, message: str, tmp_path: Path) -> None:
+    path, folder = tiny.save(tmp_path / "m.onnx", layers=1), tmp_path / "t"
+    folder.mkdir()
+    arguments = [sys.executable, "-c", FULL, path, folder, str(limit)]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=True)
+    assert message in done.stdout and "room" in done.stdout
+    assert not list(folder.iterdir())
+
+
 def test_no_place_for_temporary_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tiny.save(tmp_path / "m.onnx")
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
@@ -426,6 +545,13 @@ def test_what_onnx_runtime_refuses(tmp_path: Path) -> None:
     onnx.save(model, tmp_path / "m.onnx")
     with pytest.raises(LoadError, match="NoSuchOp"):
         profile(tmp_path / "m.onnx")
+    model.graph.node[0].op_type = "RelativePositionBias"  # has no kernel on a CPU
+    model.graph.node[0].domain = "com.microsoft"
+    model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    onnx.save(model, tmp_path / "m.onnx")
+    with pytest.raises(LoadError, match="0/q_MatMul") as error:
+        profile(tmp_path / "m.onnx")
+    assert "gp." not in str(error.value)
 
 
 @pytest.fixture(scope="module")
@@ -494,11 +620,11 @@ def test_every_level_has_a_name(tmp_path: Path) -> None:
     path = tiny.save(tmp_path / "m.onnx", layers=1)
     for level in LEVELS:
         found = profile(path, rounds=1, settings=Settings(threads=1, level=level))
-        assert found.level == level and found.attributed == 1
+        assert found.settings.level == level and found.attributed == 1
         consistent(found)
 
 
 def test_speed_is_two_operations_a_product() -> None:
     assert PartTime("ffn", 2.0, 1.0, 5000, 0, ()).gflops == pytest.approx(5.0)
     assert PartTime("ffn", 0.0, 0.0, 0, 0, ()).gflops == 0
-    assert not trace_events(Profile("all", 1, ()))
+    assert not trace_events(Profile(Settings(), ()))

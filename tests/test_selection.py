@@ -119,6 +119,24 @@ def test_a_file_of_a_bundle_answers_for_its_own_stacks_only() -> None:
         layers("5", of=decoder)
 
 
+@pytest.mark.parametrize(
+    ("selection", "expected"),
+    [("0", "0"), ("-4", "0"), ("1-2", "1 2"), ("last:1", "3"), ("all-but:0,3", "1 2"), ("decoder.1", "1")],
+)
+def test_numbers_of_cross_attention_count_the_layers_of_stacks_that_have_any(
+    selection: str, expected: str
+) -> None:
+    wanted = [f"decoder.{index}.cross_attention" for index in expected.split()]
+    assert blocks(selection, "cross_attention", of=SEQ2SEQ) == wanted * 2
+    with pytest.raises(SelectionError, match=r"layers 0-3 \(decoder\), encoder.0-2$"):
+        blocks("4", "cross_attention", of=SEQ2SEQ)
+    with pytest.raises(SelectionError, match=r"'encoder.0' has no block of kind cross_attention"):
+        blocks("encoder.0", "cross_attention", of=SEQ2SEQ)
+    assert blocks("3", "cross_attention", "attention", of=SEQ2SEQ)[:2] == [
+        "decoder.0.attention", "decoder.0.cross_attention",
+    ]  # fmt: skip
+
+
 POLICIES = ["first", "last", "early", "middle", "every", "even", "random"]
 
 

@@ -11,6 +11,7 @@ from graphprune.errors import LoadError, RunError, SaveError
 from graphprune.inputs import make_inputs
 from graphprune.session import Session, open_session
 from graphprune.settings import LEVELS, PROVIDERS, Settings, installed, short_name
+from graphprune.starting import first_line
 from tests import tiny
 
 # Every wheel of onnxruntime for Linux has this provider beside the CPU's; it takes no node of these models.
@@ -143,3 +144,11 @@ def test_a_cache_that_cannot_be_written_is_an_error(model: Path, tmp_path: Path)
     (tmp_path / "file").write_text("")
     with pytest.raises(SaveError, match=r"cannot keep the optimized model in .*name another folder"):
         open_session(model, "m", Settings(cache=tmp_path / "file" / "cache"))
+
+
+def test_the_runtime_is_quoted_whole_where_it_is_brief(model: Path) -> None:
+    session = open_session(model, "tiny.onnx")
+    with pytest.raises(RunError, match=r"tiny\.onnx: .*invalid dimensions.* Got: 9 Expected: 8"):
+        session.run({"x": np.zeros((1, 2, 9), np.float32)})
+    assert first_line(RuntimeError("much\n" + "x" * 500)) == "much"
+    assert first_line(ValueError()) == "ValueError"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.io import wavfile
 from transformers import WhisperFeatureExtractor
@@ -98,11 +98,12 @@ def test_wrong_arrays_sounds_and_sizes_are_named(tmp_path: Path) -> None:
         read_features(tmp_path / "one.wav", tmp_path)
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_damaged_recordings_are_read_or_refused(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
-    folder = model(tmp_path_factory.getbasetemp())
+    folder = model(tmp_path_factory.mktemp("damaged"))
     path = folder / "damaged.wav"
     wavfile.write(path, RATE, (wave()[:400] * 32767).astype(np.int16))
     content = bytearray(path.read_bytes())

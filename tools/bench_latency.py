@@ -100,7 +100,10 @@ def timed(
 ) -> list[gp.Timing]:
     """All models in turns; the first is the dense one."""
     source = gp.Source(batch=shape[0], sequence=shape[1])
-    return list(gp.bench(paths, source, rounds=rounds, settings=gp.Settings(threads=threads), clock=clock))
+    found = gp.bench(
+        paths, source, rounds=rounds, settings=gp.Settings(threads=threads), footprint=False, clock=clock
+    )
+    return list(found.timings)
 
 
 def section(title: str, timings: list[gp.Timing], macs: Mapping[str, int]) -> tuple[list[str], list[float]]:
@@ -157,7 +160,8 @@ def report(folder: Path, rounds: int) -> list[str]:
         "",
         f"`python -m tools.bench_latency --rounds {rounds}` on {about}.",
         f"Medians of {rounds} rounds ± half the range between the quartiles; every round runs each model",
-        "once, in an order drawn anew. Intervals are bootstrapped over rounds.",
+        "once, in an order drawn anew, and every model is loaded ten times for them. Shares of dense are of",
+        "times in the same round, their intervals bootstrapped over loads and rounds.",
         "",
         "Ideally what the embeddings alone take, timed as a model of their own in the same rounds, stays,",
         "and k dropped layers take k / 6 of the rest. The ideal of a single block is by its share of the",

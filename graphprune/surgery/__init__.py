@@ -5,7 +5,6 @@ drop_block       take a block's branches out of the stream, its caches along wit
 drop_term        take one operand out of a sum, plain or fused
 split_join       take a fused sum-and-norm apart
 bypass_norm      let a norm pass its input on
-caches_kept      which caches of dropped attention stay, and why (this one changes nothing)
 remove_caches    take KV inputs and outputs away, and number the others anew
 release_shapes   read sizes off the stream instead of off nodes that go
 drop_bias, drop_norm_bias, drop_activation, drop_residual
@@ -16,7 +15,7 @@ why_not_again    why layers with caches cannot run twice (this one changes nothi
 sweep            remove what nobody reads any more
 """
 
-from graphprune.surgery.caches import caches_kept, remove_caches
+from graphprune.surgery.caches import remove_caches
 from graphprune.surgery.dead import sweep
 from graphprune.surgery.drop import drop_block
 from graphprune.surgery.gating import gate_blocks
@@ -28,7 +27,7 @@ from graphprune.surgery.sums import bypass_norm, drop_branch, drop_term, split_j
 from graphprune.surgery.values import constant, detached, replace_value
 
 __all__ = [
-    "arrange_layers", "bypass_norm", "caches_kept", "constant", "detached", "drop_activation", "drop_bias",
-    "drop_block", "drop_branch", "drop_norm_bias", "drop_residual", "drop_term", "gate_blocks",
-    "release_shapes", "remove_caches", "replace_value", "split_join", "sweep", "why_not_again",
+    "arrange_layers", "bypass_norm", "constant", "detached", "drop_activation", "drop_bias", "drop_block",
+    "drop_branch", "drop_norm_bias", "drop_residual", "drop_term", "gate_blocks", "release_shapes",
+    "remove_caches", "replace_value", "split_join", "sweep", "why_not_again",
 ]  # fmt: skip

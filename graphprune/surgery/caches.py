@@ -1,4 +1,4 @@
-"""KV caches of blocks that go: which stay all the same, and how the others leave the signature."""
+"""How the KV caches of blocks that go leave the signature."""
 
 from __future__ import annotations
 
@@ -18,41 +18,8 @@ from graphprune.surgery.signature import (
 )
 from graphprune.surgery.values import sort
 
-PAIRS = "optimum pairs four of them a layer"
-LAST = "the last one tells how long the past is"
 # Marks cached values of blocks that are gone.
 _GONE = "graphprune.cache_gone"
-
-
-def caches_kept(architecture: Architecture, going: Collection[Block]) -> dict[Block, str]:
-    """Of the attention blocks `going`, those whose keys and values are still to be put out, and why.
-
-    optimum zips the self- and the cross-caches of a decoder by their position: a layer loses
-    both or none. The last self-cache of a graph stays for every loader: without it nobody
-    knows at which position a step is.
-    """
-    kept: dict[Block, str] = {}
-    for stack in architecture.stacks:
-        mine = [[block for block in layer.blocks if block.caches] for layer in stack.layers]
-        for cached in mine if architecture.loader == "optimum" else ():
-            gone = [block for block in cached if block in going]
-            if len(gone) < len(cached):
-                kept |= dict.fromkeys(gone, PAIRS)
-        kept |= dict.fromkeys(_last(stack.layers, going, kept), LAST)
-    return kept
-
-
-def _last(layers: Collection[Layer], going: Collection[Block], kept: Collection[Block]) -> list[Block]:
-    """The cached blocks of the last layer that has a self-cache, where all of these are `going`."""
-    caching = [layer for layer in layers if any(_holds_self(block) for block in layer.blocks)]
-    blocks = [block for layer in caching for block in layer.blocks if _holds_self(block)]
-    if not blocks or any(block not in going or block in kept for block in blocks):
-        return []
-    return [block for block in caching[-1].blocks if block.caches and block in going]
-
-
-def _holds_self(block: Block) -> bool:
-    return any(cache.kind == "self" for cache in block.caches)
 
 
 def remove_caches(block: Block, architecture: Architecture) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator
 
 import onnx_ir as ir
 
-from graphprune.constants import constant_shape, origins
+from graphprune.constants import REACH, constant_shape
 from graphprune.dataflow import QUANTIZED_FORMS
 
 Axis = tuple[ir.Value, int]
@@ -32,7 +32,7 @@ def trace_axis(value: ir.Value, axis: int, inside: Collection[ir.Node]) -> Axis 
     for _ in range(64):
         node = value.producer()
         if node is None or node not in inside:
-            return value, axis
+            return (value, axis) if _may_have(value, axis) else None
         if node.op_type in ELEMENTWISE:
             return _broadcast(node, axis, inside)
         step = _step(node, value, axis)
@@ -69,8 +69,18 @@ def _step(node: ir.Node, value: ir.Value, axis: int) -> Axis | int | None:
     return None
 
 
-def _is_constant(value: ir.Value) -> bool:
-    return ir.convenience.get_const_tensor(value) is not None or value.is_initializer()
+def _may_have(value: ir.Value, axis: int) -> bool:
+    """Whether a value is not known to lack an axis: a scale is a single number."""
+    return value.shape is None or -len(value.shape) <= axis < len(value.shape)
+
+
+def _is_constant(value: ir.Value, reach: int = REACH) -> bool:
+    """Whether a value is stored, or made of stored ones alone."""
+    if ir.convenience.get_const_tensor(value) is not None or value.is_initializer():
+        return True
+    node = value.producer()
+    read = [one for one in node.inputs if one is not None] if node is not None and reach else []
+    return bool(read) and all(_is_constant(one, reach - 1) for one in read)
 
 
 def _reshaped(node: ir.Node, axis: int) -> Axis | int | None:
@@ -143,7 +153,7 @@ def _read_size(piece: ir.Value | None) -> Axis | int | None:
 def _multiplied(node: ir.Node, value: ir.Value, axis: int) -> Axis | int | None:
     """All axes but the last come from the left operand, where the right one is a matrix of weights."""
     left, right = node.inputs[0], node.inputs[3 if node.op_type == "QLinearMatMul" else 1]
-    if left is None or right is None or not all(_is_constant(origin) for origin, _ in origins(right)):
+    if left is None or right is None or not _is_constant(right):
         return None
     rank = value.shape.rank() if value.shape is not None else None
     last = axis == -1 or (rank is not None and axis % rank == rank - 1)

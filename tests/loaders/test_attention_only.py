@@ -159,9 +159,7 @@ def test_optimum_reads_gaps_in_a_decoder(tmp_path: Path) -> None:
 
 
 def test_optimum_reads_caches_that_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        "graphprune.passes.drop_attention.caches_kept", lambda _, going: dict.fromkeys(going, "as a test")
-    )
+    monkeypatch.setattr("graphprune.outcomes.caches_kept", lambda _, edits: dict.fromkeys(edits, "as a test"))
     family, folder = pruned_gpt2(tmp_path)
     names = [value.name for value in onnx.load(folder / "model.onnx").graph.input]
     assert len([name for name in names if name.startswith("past_key_values")]) == 2 * zoo_loaders.LAYERS

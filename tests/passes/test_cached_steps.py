@@ -26,6 +26,7 @@ TOTAL, SOURCE, PADDED = sum(CHUNKS), 6, 2
 FAST = ("gpt2", "gpt_neox", "t5")
 FAST_PASSES = ("drop_attention", "drop_layers", "reorder_layers")
 PASSES = (*FAST_PASSES, "drop_ffn", "drop_bias", "drop_norm", "drop_activation", "drop_residual")
+MORE = ("llama", "gpt_neox", "opt", "t5", "whisper", "marian")
 Step = dict[str, object]
 ANY = ("attention", "cross_attention", "ffn", "parallel")
 # The passes over blocks: their options, and the kinds of blocks that they are for.
@@ -170,3 +171,18 @@ def test_cached_steps_equal_a_full_pass(entry: Entry, name: str, tmp_path: Path)
     except NotExportableError as refusal:
         pytest.skip(f"not made: {str(refusal)[:200]}")
     assert not [*problems(entry, name, tmp_path)]
+
+
+@pytest.mark.parametrize("name", ["gpt2", "bart", *(pytest.param(n, marks=pytest.mark.matrix) for n in MORE)])
+def test_the_last_cache_of_a_whole_recipe_tells_the_position(name: str, tmp_path: Path) -> None:
+    """Of one layer the attention goes, of the others everything: each pass alone would leave a cache."""
+    (entry,) = entries(name, fast=True)
+    bundle = gp.load(entry.folder())
+    stack = next(s for file in gp.inspect(bundle) for s in file.architecture.stacks if s.name == "decoder")
+    others = ",".join(f"decoder.{layer.index}" for layer in stack.layers[1:])
+    out = gp.prune(bundle, drop_attention="decoder.0", drop_layers=others).save(tmp_path / "out", run=False)
+    for merged in (False, True) if (out / "decoder_model_merged.onnx").exists() else (False,):
+        decoding = Decoding(out, merged=merged)
+        pasts = [v.name for v in decoding.sessions[decoding.step].get_inputs() if "past" in v.name]
+        assert {int(past.split(".")[1]) for past in pasts} == {0}
+        assert decoding.gap() <= TOLERANCE

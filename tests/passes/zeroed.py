@@ -13,13 +13,15 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import onnxruntime as ort
+from onnx import numpy_helper
 
 import graphprune as gp
 from graphprune.architecture import Architecture, Block, Branch, Linear
 from graphprune.constants import constant_shape
 from graphprune.inputs import make_inputs
-from tools.zoo_feeds import Feeds
-from tools.zoo_quantized import convert
+from tools.zoo import NotExportableError
+from tools.zoo_feeds import Feeds, make_feeds
+from tools.zoo_quantized import _graphs, convert
 
 # Ops that take the scale of their weights as an input; zero makes them maps to zero.
 SCALES = {
@@ -113,7 +115,8 @@ def _dequantized(value: ir.Value) -> ir.DataType:
 def open_plain(path: Path) -> ort.InferenceSession:
     """A session that optimizes nothing: the same nodes, the same rounding.
 
-    Bfloat16, for which a CPU has hardly any kernel, is computed in float32.
+    Bfloat16, for which a CPU has hardly any kernel, is computed in float32, and the least number of a
+    mask, which the conversion to bfloat16 made −∞, is a number again: −∞ × 0 is none.
     """
     options = ort.SessionOptions()
     options.log_severity_level = 4
@@ -123,8 +126,39 @@ def open_plain(path: Path) -> ort.InferenceSession:
     if "bf16" in str(path):
         proto = onnx.load(path)
         convert(proto, onnx.TensorProto.BFLOAT16, onnx.TensorProto.FLOAT)
+        _make_finite(proto)
         model = proto.SerializeToString()
     return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def _make_finite(model: onnx.ModelProto) -> None:
+    for graph in _graphs(model.graph):
+        attributes = (a for node in graph.node for a in node.attribute if a.HasField("t"))
+        for tensor in (*graph.initializer, *(a.t for a in attributes)):
+            array = numpy_helper.to_array(tensor)
+            if array.dtype == np.float32 and np.isinf(array).any():
+                tensor.CopyFrom(numpy_helper.from_array(np.nan_to_num(array), tensor.name))
+
+
+def sizes_for(path: Path) -> dict[str, int]:
+    """Sizes for `make_feeds` that a file of the zoo runs with, and puts out numbers.
+
+    Some fused ops have no kernel for a CPU, some take one sequence at a time only. Raises
+    `NotExportableError` where there are none.
+    """
+    problem = "what it puts out is no number"
+    for batch in (2, 1):
+        try:
+            session = open_plain(path)
+            past = 3 if any(value.name.startswith("past") for value in session.get_inputs()) else 0
+            sizes = {"batch": batch, "past": past}
+            outputs = run(session, make_feeds(session, **sizes)).values()
+        except Exception as error:  # the runtime's own exceptions share no public base
+            problem = str(error)
+        else:
+            if not any(np.isnan(value.astype(np.float32)).any() for value in outputs):
+                return sizes
+    raise NotExportableError(f"it does not run: {problem}")
 
 
 def feeds_for(path: Path) -> Feeds:

@@ -12,14 +12,16 @@ from hypothesis import strategies as st
 
 from graphprune.adapter import IrPass
 from graphprune.architecture import Loader
+from graphprune.keeping import LAST, PAIRS
+from graphprune.outcomes import ask, edits_in_order
 from graphprune.passes.drop_attention import DropAttention
 from graphprune.passes.drop_layers import DropLayers
 from graphprune.passes.repeat_layers import RepeatLayers
-from graphprune.prunepass import Edit
+from graphprune.prunepass import Edit, PrunePass, Skipped
 from graphprune.recover import recover
 from graphprune.surgery import sweep
-from graphprune.surgery.caches import LAST, PAIRS
 from graphprune.surgery.signature import _counted
+from graphprune.survey import SurveyedFile
 from tests.graphs import STREAM, written
 
 CACHE = "float[batch, past, 8]"
@@ -64,6 +66,19 @@ def with_cross(count: int = 3) -> ir.Model:
     return as_model(body, stream, all_names, own)
 
 
+def with_ffn(count: int = 3, more: int = 1) -> ir.Model:
+    """Layers of self-attention and an FFN, and `more` of an FFN alone."""
+    body, stream, names = "", "x", []
+    for n in range(count + more):
+        if n < count:
+            body += attention(stream, f"a{n}", f"w{n}", f"{n}_key", f"{n}_value")
+            stream, names = f"a{n}", [*names, f"{n}_key", f"{n}_value"]
+        body += f"f{n}m = MatMul ({stream}, f{n}up_8x24) f{n}r = Relu (f{n}m) "
+        body += f"f{n}d = MatMul (f{n}r, f{n}down_24x8) f{n} = Add ({stream}, f{n}d) "
+        stream = f"f{n}"
+    return as_model(body, stream, names, names)
+
+
 def as_model(body: str, stream: str, pasts: list[str], presents: list[str]) -> ir.Model:
     return written(
         f"{body} y = Relu ({stream})",
@@ -77,14 +92,15 @@ def signature(model: ir.Model) -> tuple[list[str | None], list[str | None]]:
     return [v.name for v in model.graph.inputs[1:]], [v.name for v in model.graph.outputs[1:]]
 
 
-def drop(model: ir.Model, one: DropAttention, loader: Loader) -> dict[str, str]:
-    """Apply a pass for a loader, and what it says."""
-    found = replace(recover(model), loader=loader)
-    edits = [answer for answer in one.plan(found) if isinstance(answer, Edit)]
-    for edit in edits:
+def drop(model: ir.Model, *passes: PrunePass, loader: Loader) -> dict[str, str]:
+    """Apply passes for a loader; what they say of the caches, and of what they leave alone."""
+    files = [SurveyedFile("model", replace(recover(model), loader=loader))]
+    outcomes = ask(passes, files)
+    for edit in edits_in_order(outcomes, files):
         edit.apply()
     sweep(model)
-    return {edit.target: edit.summary.partition("; ")[2] for edit in edits}
+    answers = [outcome.answer for outcome in outcomes]
+    return {a.target: a.reason if isinstance(a, Skipped) else a.summary.partition("; ")[2] for a in answers}
 
 
 def test_keys_stay_keys_where_a_layer_computes_its_values_first() -> None:
@@ -139,7 +155,7 @@ def test_what_is_pruned_again_in_memory_is_numbered_anew() -> None:
 
 def test_the_two_attentions_of_a_layer_share_its_number() -> None:
     model = with_cross()
-    said = drop(model, DropAttention("1"), "plain")
+    said = drop(model, DropAttention("1"), loader="plain")
     assert said == {"decoder.1.attention": "removes 4 cache inputs and outputs, renumbers the rest"}
     cross = [[f"past_{n}_encoder_{part}" for part in ("key", "value")] for n in range(3)]
     own = [[f"past_{n}_decoder_{part}" for part in ("key", "value")] for n in range(3)]
@@ -148,12 +164,12 @@ def test_the_two_attentions_of_a_layer_share_its_number() -> None:
 
 def test_a_layer_with_one_attention_left_keeps_a_number_when_others_go() -> None:
     model = with_cross()
-    drop(model, DropAttention("1"), "plain")
+    drop(model, DropAttention("1"), loader="plain")
     one, two = recover(model).stacks[0].layers[0].blocks[:2]
     assert (one.kind, two.kind) == ("attention", "cross_attention")
     for block in (one.id, two.id):  # the whole first layer, named block by block: layers are read anew here
         which = "cross" if block.endswith("cross_attention") else "self"
-        drop(model, DropAttention((block,), which=which), "plain")  # type: ignore[arg-type]
+        drop(model, DropAttention((block,), which=which), loader="plain")  # type: ignore[arg-type]
     cross = [[f"past_{n}_encoder_{part}" for part in ("key", "value")] for n in range(2)]
     own = [f"past_1_decoder_{part}" for part in ("key", "value")]
     assert signature(model)[0] == [*cross[0], *own, *cross[1]]
@@ -163,7 +179,7 @@ def test_a_layer_with_one_attention_left_keeps_a_number_when_others_go() -> None
 def test_optimum_keeps_the_cache_of_half_a_layer(which: str) -> None:
     model = with_cross()
     before = signature(model)
-    said = drop(model, DropAttention("1", which=which), "optimum")  # type: ignore[arg-type]
+    said = drop(model, DropAttention("1", which=which), loader="optimum")  # type: ignore[arg-type]
     assert list(said.values()) == [f"keeps its KV cache: {PAIRS}"]
     assert signature(model) == before
 
@@ -172,30 +188,75 @@ def test_optimum_keeps_the_cache_of_half_a_layer(which: str) -> None:
 def test_a_cache_that_an_earlier_run_kept_follows_its_layer(which: str) -> None:
     for gone in range(3):
         model = with_cross()
-        drop(model, DropAttention("1", which=which), "optimum")  # type: ignore[arg-type]
+        drop(model, DropAttention("1", which=which), loader="optimum")  # type: ignore[arg-type]
         IrPass(DropLayers(str(gone)))(model)
         found = signature(model)
         assert found == tuple(signature(with_cross(2)))
         assert recover(model).stacks[0].layers
     again = with_cross()
-    drop(again, DropAttention("1", which=which), "optimum")  # type: ignore[arg-type]
+    drop(again, DropAttention("1", which=which), loader="optimum")  # type: ignore[arg-type]
     IrPass(RepeatLayers("1"))(again)
     assert signature(again) == signature(with_cross(4))
 
 
 def test_optimum_loses_both_caches_of_a_layer() -> None:
     model = with_cross()
-    said = drop(model, DropAttention("1", which="both"), "optimum")
+    said = drop(model, DropAttention("1", which="both"), loader="optimum")
     assert all("removes" in text for text in said.values())
     assert len(signature(model)[0]) == 8
 
 
 @pytest.mark.parametrize("loader", ["optimum", "genai", "plain"])
 def test_the_last_cache_stays(loader: Loader) -> None:
-    model = decoder()
-    said = drop(model, DropAttention("all"), loader)
+    model = with_ffn(more=0)
+    said = drop(model, DropAttention("all"), loader=loader)
     assert said["decoder.2.attention"] == f"keeps its KV cache: {LAST}"
     assert signature(model) == (["past_0_key", "past_0_value"], ["present_0_key", "present_0_value"])
+
+
+LAST_STAYS = f"its KV cache has to stay: {LAST}"
+
+
+@pytest.mark.parametrize("loader", ["optimum", "genai", "plain"])
+@pytest.mark.parametrize(
+    ("passes", "kept"),
+    [
+        ((DropAttention("0"), DropLayers("1-2")), "decoder.0.attention"),
+        ((DropLayers("1-2"), DropAttention("0")), "decoder.0.attention"),
+        ((DropAttention("0-1"), DropLayers("2")), "decoder.1.attention"),
+        ((DropAttention("0"), DropAttention("1"), DropAttention("2")), "decoder.2.attention"),
+        ((DropLayers("0"), DropAttention("0-1"), DropLayers("2")), "decoder.1.attention"),
+    ],
+)
+def test_the_last_cache_of_a_whole_recipe_stays(
+    passes: tuple[PrunePass, ...], kept: str, loader: Loader
+) -> None:
+    """Each layer has an FFN too, so none of these empties the stack."""
+    model = with_ffn()
+    said = drop(model, *passes, loader=loader)
+    assert [target for target, what in said.items() if LAST in what] == [kept]
+    assert signature(model) == (["past_0_key", "past_0_value"], ["present_0_key", "present_0_value"])
+    concat = next(node for node in model.graph if node.op_type == "Concat")
+    weight = concat.inputs[1].producer().inputs[1].name  # type: ignore[union-attr]
+    assert weight == f"w{kept.split('.')[1]}k_8x8"
+
+
+def test_the_layer_with_the_last_cache_stays() -> None:
+    """Layers of FFNs are left, and no edit could leave the cache behind."""
+    said = drop(model := with_ffn(), DropLayers("0-2"), loader="plain")
+    assert said == {"decoder.0": "", "decoder.1": "", "decoder.2": LAST_STAYS}
+    assert signature(model)[0] == ["past_0_key", "past_0_value"]
+    said = drop(model := with_ffn(), DropLayers("0-2"), DropAttention("2"), loader="plain")
+    assert said["decoder.2.attention"] == f"keeps its KV cache: {LAST}"
+    assert not [node for node in model.graph if node.op_type == "Softmax"]
+    assert signature(model)[0] == ["past_0_key", "past_0_value"]
+
+
+def test_optimum_pairs_caches_over_the_whole_recipe() -> None:
+    model = with_cross()
+    said = drop(model, DropAttention("1"), DropAttention("1", which="cross"), loader="optimum")
+    assert all("removes" in text for text in said.values())
+    assert signature(model) == signature(with_cross(2))
 
 
 def test_names_that_do_not_count_are_left() -> None:

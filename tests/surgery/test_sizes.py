@@ -61,6 +61,19 @@ def test_through_heads(heads: list[int]) -> None:
     assert "Softmax" not in left(body, 2, heads=np.int64(heads), merged=np.int64([0, 0, 8]))
 
 
+@pytest.mark.parametrize("scale", ["scale", "c"])
+def test_no_length_is_read_off_a_scale(scale: str) -> None:
+    """A number that a value is multiplied with has no axes, be it stored or passed on to several blocks."""
+    turned = "k0 = MatMul (x, a_k_8x8) k1, i = TopK <axis = 1> (k0, one_row) k2 = Mul (k1, SCALE)"
+    body = f"{attention('x', 'a')} {turned.replace('SCALE', scale)} h = Add (x, a)"
+    body = body.replace("a_k = MatMul (x, a_k_8x8)", "").replace("(a_k)", "(k2)")
+    read = READ.replace("VALUE", "k2").replace("z = Mul (h, f)", "g = Mul (h, f) z = Mul (g, c)")
+    body = f"c = Identity (scale) {body} {read}"
+    constants = {"axis": np.int64(1), "one_row": np.int64([1]), "scale": np.float32(2)}
+    model = pruned(body, DropAttention("0"), constants=constants)
+    assert [node.inputs[0].name for node in model.graph if node.op_type == "Shape"] == ["k2"]  # type: ignore[union-attr]
+
+
 def test_what_cannot_be_followed_stays() -> None:
     body = f"{ffn('x', 'g')} k, i = TopK <axis = 1> (g_act, one_row) h0 = Add (x, g)"
     body += f"{ffn('h0', 'e')} h = Add (h0, e)"
