@@ -1,4 +1,4 @@
-# make demo   export a real model, look into it, prune it, check it, time it
+# make demo   export a real model, look into it, prune it, check it, time it, report on it
 # make test   lint, types, tests
 # make matrix every family, exporter and optimizer (an hour or more where nothing is cached)
 # make bench  remake the tables in docs/benchmarks
@@ -30,6 +30,8 @@ demo: $(READY)
 	$(BIN)/graphprune prune demo/minilm demo/minilm-pruned --drop-ffn 0,3 --drop-attention 4
 	$(BIN)/graphprune verify demo/minilm demo/minilm-pruned --text "A man is playing a guitar on stage."
 	$(BIN)/graphprune bench demo/minilm demo/minilm-pruned
+	$(BIN)/graphprune profile demo/minilm-pruned
+	$(BIN)/graphprune report demo/minilm-pruned --dense demo/minilm --out demo/report.html
 
 test: $(READY)
 	$(BIN)/ruff check .

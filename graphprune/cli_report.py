@@ -30,7 +30,7 @@ def report(
     sizes: Annotated[
         str, typer.Option(help="More sizes to time, batch x length, with commas.")
     ] = "1x32,8x128",
-    rounds: Annotated[int, typer.Option(min=2, help="Times that everything timed runs.")] = 10,
+    rounds: Annotated[int, typer.Option(min=2, help="Times that everything timed runs.")] = 12,
     inputs: Inputs = Inputs(sequence=128),
     runtime: Runtime = Runtime(threads=1),
     as_json: Json = False,

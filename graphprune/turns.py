@@ -1,7 +1,8 @@
 """Run models in turns, and time them.
 
-Whatever drifts (clock speed, other programs) meets all models alike: every round runs each of them once,
-in an order drawn anew and then reversed. All are loaded several times, in such orders, too.
+Whatever drifts (clock speed, other programs) meets all models alike: every round runs each of them once, in
+an order drawn anew. All are loaded several times, in such orders, too; every second load is the mirror of the
+one before it, with all of its orders reversed, so that no place in a round or among loads favours a model.
 """
 
 from __future__ import annotations
@@ -109,7 +110,7 @@ def take_turns(
     race = _Race(tuple(models), tuple(sources), plan, turns, on_round)
     for load in range(plan.loads):
         with _warnings_once(again=load > 0):
-            race.load(first=load == 0)
+            race.load(load)
 
 
 @contextmanager
@@ -137,24 +138,33 @@ class _Race:
         self.models, self.sources, self.plan = models, sources, plan
         self.turns, self.on_round = turns, on_round
         self._rng = random.Random(0)
-        self._opening = _orders(len(models), self._rng)
-        self._orders = [_orders(len(models), self._rng) for _ in sources]
+        self._orders: dict[int | None, list[list[int]]] = {}
         self._shapes: dict[tuple[int, Shapes], int] = {}
 
-    def load(self, *, first: bool) -> None:
-        """Load all models, and time them on every source, in an order drawn anew; `first` finds what fits."""
+    def load(self, number: int) -> None:
+        """Load all models, and time them on every source; the first load finds what fits."""
+        first, mirrored = number == 0, number % 2 == 1
         opened: dict[int, tuple[Session, ...]] = {}
-        for model in next(self._opening):
+        for model in self._drawn(None, 1, mirrored=mirrored)[0]:
             files = self.models[model].files
             opened[model] = _needed(
                 in_turn(open_session(path, name, self.plan.settings) for path, name in files)
             )
         cells = list(range(len(self.sources)))
         for cell in cells if first else self._rng.sample(cells, len(cells)):
-            self._time(cell, self._plays(cell, opened, first=first))
+            orders = self._drawn(cell, self.plan.rounds, mirrored=mirrored)
+            self._time(cell, self._plays(cell, opened, first=first), orders)
         if first:
             self._require_some()
             self.turns.files.extend(tuple(one.name for one in opened[model]) for model in sorted(opened))
+
+    def _drawn(self, key: int | None, count: int, *, mirrored: bool) -> list[list[int]]:
+        """Orders of the models, drawn anew, or those that were drawn last for `key`, reversed."""
+        if mirrored:
+            return [order[::-1] for order in self._orders[key]]
+        number = len(self.models)
+        self._orders[key] = [self._rng.sample(range(number), number) for _ in range(count)]
+        return self._orders[key]
 
     def _plays(
         self, cell: int, opened: Mapping[int, tuple[Session, ...]], *, first: bool
@@ -176,11 +186,11 @@ class _Race:
                 self.turns.left_out[cell, model] = str(error)
         return plays
 
-    def _time(self, cell: int, plays: Mapping[int, _Play]) -> None:
+    def _time(self, cell: int, plays: Mapping[int, _Play], orders: Sequence[Sequence[int]]) -> None:
         """Time the models in turns on one source, as long as they stay loaded."""
         for _ in range(self.plan.warmup):
             self._round(cell, plays, list(plays))
-        rounds = [self._round(cell, plays, next(self._orders[cell])) for _ in range(self.plan.rounds)]
+        rounds = [self._round(cell, plays, order) for order in orders]
         for model, one in plays.items():
             times = self.turns.times.setdefault((cell, model), {})
             for phase in one.phases:
@@ -208,14 +218,6 @@ class _Race:
             reasons = [self.turns.left_out.get((cell, model)) for cell in range(len(self.sources))]
             if all(reasons):
                 raise RunError(f"{one.path} cannot be timed at {_size(self.sources[0])}: {reasons[0]}")
-
-
-def _orders(count: int, rng: random.Random) -> Iterator[list[int]]:
-    """Orders without end; one is drawn, the next is its reverse: who is first is last as often."""
-    while True:
-        order = rng.sample(range(count), count)
-        yield order
-        yield order[::-1]
 
 
 def _needed(sessions: Sequence[Session]) -> tuple[Session, ...]:

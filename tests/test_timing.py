@@ -116,6 +116,10 @@ def test_every_model_is_first_as_often_as_last(tmp_path: Path, monkeypatch: pyte
         assert (
             sorted(names[::2]) == sorted(names[1::2]) == ["a.onnx"] * (pairs // 2) + ["b.onnx"] * (pairs // 2)
         )
+    for names, each in ((loaded, 2), (ran, 6)):  # each second load is the mirror of the one before it
+        for start in range(0, len(names), 2 * each):
+            one, other = names[start : start + each], names[start + each : start + 2 * each]
+            assert other == [name for pair in zip(one[1::2], one[::2], strict=True) for name in pair]
 
 
 def test_every_size_is_timed(tmp_path: Path) -> None:

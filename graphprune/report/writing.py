@@ -23,7 +23,7 @@ def write_report(
     dense: str | Path | None = None,
     source: Source | None = None,
     settings: Settings | None = None,
-    rounds: int = 18,
+    rounds: int = 12,
     steps: int = 0,
     cells: Sequence[tuple[int, int]] = CELLS,
     extra: Iterable[Section] = (),
@@ -39,7 +39,8 @@ def write_report(
     that is timed runs `rounds` times. `extra` sections stand at the end; scripts in them do not run.
     `command` is shown as the way to make the page again. `on_step` is told what is measured next.
 
-    What cannot be measured is noted on the page. An existing file is replaced, whole or not at all.
+    What cannot be measured is noted on the page. An existing page is replaced, whole or not at all, and no
+    file of another kind.
     Raises `MissingExtraError` without the extra `report`, `LoadError` and `GraphError` where a model
     cannot be read, `SaveError`.
     """
@@ -48,7 +49,7 @@ def write_report(
     from graphprune.report.page import page
     from graphprune.report.render import require_extra
     from graphprune.settings import Settings
-    from graphprune.storage import refuse_source, write_text
+    from graphprune.storage import write_text
 
     require_extra()
     target = Path(out)
@@ -60,7 +61,6 @@ def write_report(
         Path(model), None if dense is None else Path(dense), wanted, command=command, on_step=on_step
     )
     on_step("writing the page")
-    refuse_source(target, (file.path for side in subject.sides for file in side.bundle.files))
     write_text(target, page(subject, extra))
     return target
 
@@ -71,3 +71,5 @@ def _require_place(target: Path) -> None:
         raise SaveError(f"{target} is a folder: name a file in it, such as {target / 'report.html'}")
     if not target.parent.is_dir():
         raise SaveError(f"{target.parent}: no such folder: make it first, or name another file")
+    if target.exists() and target.suffix.lower() not in (".html", ".htm"):
+        raise SaveError(f"{target} exists and is no .html file: name another one")

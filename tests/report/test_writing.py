@@ -100,12 +100,16 @@ def test_an_existing_file_is_replaced_whole_or_kept(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.onnx", "out.html"]
 
 
-def test_a_page_is_not_written_over_its_model(tmp_path: Path, unrunnable: None) -> None:
+@pytest.mark.parametrize("name", ["model.onnx", "model.onnx_data", "notes"])
+def test_a_page_replaces_nothing_but_pages(name: str, tmp_path: Path) -> None:
     model = tiny.save(tmp_path / "model.onnx")
-    before = model.read_bytes()
-    with pytest.raises(SaveError, match="never overwritten"):
-        gp.write_report(model, model, **QUICK)
-    assert model.read_bytes() == before
+    other = tmp_path / name
+    if other != model:
+        other.write_bytes(b"weights")
+    before = other.read_bytes()
+    with pytest.raises(SaveError, match=r"exists and is no \.html file: name another one"):
+        gp.write_report(model, other, **QUICK)
+    assert other.read_bytes() == before
 
 
 def test_a_target_that_cannot_be_written_is_told_before_anything_is_measured(
