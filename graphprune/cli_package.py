@@ -93,7 +93,7 @@ def _show(made: Package) -> None:
         typer.echo(f"wrote {made.out}, not checked: {made.uncompared}")
     else:
         typer.echo(
-            f"wrote and checked {made.out}: its outputs are at most {made.gap:.1g} off, over the largest"
+            f"wrote and checked {made.out}: its outputs differ by {made.gap:.1g} of the largest at most"
         )
 
 

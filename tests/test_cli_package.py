@@ -24,7 +24,7 @@ def test_tables_say_what_was_gained(tmp_path: Path, capsys: pytest.CaptureFixtur
         assert text in shown
     assert "open: sequence (--fix gives them sizes)" in shown
     assert "operators: model.required_operators.config" in shown
-    assert f"wrote and checked {out}: its outputs are at most 0 off, over the largest" in shown
+    assert f"wrote and checked {out}: its outputs differ by 0 of the largest at most" in shown
     if sys.platform == "linux":
         assert "MB at most, to load and run" in shown
 
