@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from graphprune.errors import GraphError
 from graphprune.ortformat import as_library
-from graphprune.xnnpack import Xnnpack
+from graphprune.xnnpack import Xnnpack, graphs
 
 if TYPE_CHECKING:
     import onnx
@@ -84,19 +84,11 @@ def _optimized(path: Path) -> onnx.ModelProto:
         model = onnx.shape_inference.infer_shapes(model)
     if not model.graph.value_info:
         model.graph.value_info.add()  # the check takes none for a model whose shapes nobody inferred
-    for graph in _graphs(model.graph):
+    for graph in graphs(model.graph):
         for node in graph.node:
             if node.op_type == "Transpose" and not node.attribute:
                 node.attribute.add(name="perm")  # the check reads the first attribute, unasked
     return model
-
-
-def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
-    yield graph
-    for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.HasField("g"):
-                yield from _graphs(attribute.g)
 
 
 def _checked(model: onnx.ModelProto) -> Iterator[Partitions]:

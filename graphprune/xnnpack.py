@@ -78,12 +78,12 @@ class Xnnpack:
 
     @cached_property
     def _producers(self) -> dict[str, onnx.NodeProto]:
-        return {name: node for graph in _graphs(self.graph) for node in graph.node for name in node.output}
+        return {name: node for graph in graphs(self.graph) for node in graph.node for name in node.output}
 
     @cached_property
     def _values(self) -> dict[str, _Value]:
         found: dict[str, _Value] = {}
-        for graph in _graphs(self.graph):
+        for graph in graphs(self.graph):
             for info in (*graph.value_info, *graph.input, *graph.output):
                 found[info.name] = _typed(info.type.tensor_type)
             for tensor in graph.initializer:
@@ -91,12 +91,13 @@ class Xnnpack:
         return found
 
 
-def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+def graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """A graph, and all that are in its nodes."""
     yield graph
     for node in graph.node:
         for attribute in node.attribute:
             if attribute.HasField("g"):
-                yield from _graphs(attribute.g)
+                yield from graphs(attribute.g)
 
 
 def _typed(tensor: onnx.TypeProto.Tensor) -> _Value:
