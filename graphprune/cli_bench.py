@@ -184,10 +184,10 @@ def _number(value: float | None, digits: int) -> str:
 
 
 def _table(models: Iterable[str], columns: dict[str, list[str]]) -> Table:
-    from rich.table import Table
+    from graphprune.cli_show import plain_table
 
     filled = {name: cells for name, cells in columns.items() if any(cells)}
-    table = Table(box=None, pad_edge=False, header_style="bold")
+    table = plain_table()
     table.add_column("model", overflow="fold", no_wrap=True)
     for name in filled:
         table.add_column(name, justify="right", no_wrap=True)

@@ -161,9 +161,9 @@ def _kernel_table(phase: Phase, count: int) -> Table:
 
 
 def _columns(*, left: Iterable[str], right: Iterable[str]) -> Table:
-    from rich.table import Table
+    from graphprune.cli_show import plain_table
 
-    shown = Table(box=None, pad_edge=False, header_style="bold")
+    shown = plain_table()
     for index, name in enumerate(left):
         shown.add_column(name, overflow="fold", no_wrap=index == 0)
     for name in right:

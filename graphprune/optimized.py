@@ -10,14 +10,12 @@ import hashlib
 import platform
 import shutil
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import onnx_ir as ir
-
 from graphprune.errors import LoadError, SaveError
 from graphprune.reading import read_model
+from graphprune.weights import external_files
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,7 +33,7 @@ def optimized(
 
     Raises `LoadError`, and `SaveError` where the folder `cache` cannot be written.
     """
-    from graphprune.settings import session_options
+    from graphprune.settings import keep_optimized, session_options
 
     folder = cache / f"{path.stem}-{_key(path, settings, providers)}"
     if (folder / _GRAPH).is_file():
@@ -46,13 +44,7 @@ def optimized(
         with tempfile.TemporaryDirectory(dir=cache, prefix=".new.", ignore_cleanup_errors=True) as name:
             made = Path(name) / folder.name
             made.mkdir()
-            options.optimized_model_filepath = str(made / _GRAPH)
-            options.add_session_config_entry(
-                "session.optimized_model_external_initializers_file_name", _WEIGHTS
-            )
-            options.add_session_config_entry(
-                "session.optimized_model_external_initializers_min_size_in_bytes", "1024"
-            )
+            keep_optimized(options, made / _GRAPH, _WEIGHTS)
             load(path, options)
             _put(made, folder)
     except OSError as error:
@@ -82,21 +74,13 @@ def _key(path: Path, settings: Settings, providers: tuple[str, ...]) -> str:
         with path.open("rb") as file:
             while chunk := file.read(_CHUNK):
                 digest.update(chunk)
-        for data in sorted(set(_external(path))):
+        model, _ = read_model(path)
+        for data in sorted(external_files(model)):
             state = data.stat()
             digest.update(f"{data} {state.st_size} {state.st_mtime_ns}".encode())
     except OSError as error:
         raise LoadError(f"{path}: cannot be read: {error.strerror or error}") from error
     return digest.hexdigest()[:16]
-
-
-def _external(path: Path) -> Iterator[Path]:
-    """The files that hold weights of a model."""
-    model, _ = read_model(path)
-    for graph in model.graphs():
-        for value in graph.initializers.values():
-            if isinstance(value.const_value, ir.ExternalTensor):
-                yield Path(value.const_value.path)
 
 
 def _processor() -> str:

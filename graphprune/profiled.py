@@ -22,9 +22,10 @@ from graphprune.errors import GraphpruneError, LoadError, RunError
 from graphprune.kernels import SessionRun, distinct, read_runs
 from graphprune.scopes import Scope
 from graphprune.session import Session
-from graphprune.settings import PROVIDERS, session_options
+from graphprune.settings import PROVIDERS, keep_optimized, session_options
 from graphprune.starting import create, first_line, first_to_start
 from graphprune.tagging import Trail, follow, tag
+from graphprune.weights import weight_bytes
 from graphprune.workload import Shape, Work, work
 
 if TYPE_CHECKING:
@@ -34,8 +35,6 @@ if TYPE_CHECKING:
     from graphprune.settings import Settings
 
 _WEIGHTS = "weights"
-# Weights below this stay in the saved graph.
-_SMALL_BYTES = "1024"
 # A model with more than so many bytes of weights is not loaded a second time.
 _TWICE = 1 << 30
 
@@ -114,7 +113,7 @@ def open_profiled(file: ModelFile, architecture: Architecture, folder: Path, set
         session, saved = _open(file, folder, settings)
     except LoadError as error:
         raise LoadError(trail.readable(str(error))) from error
-    bare = _bare(file, session) if saved and _weight_bytes(file) <= _TWICE else None
+    bare = _bare(file, session) if saved and weight_bytes(file.model) <= _TWICE else None
     nodes, found = _running(saved, file), dict[str, Place]()
     if nodes:
         placed = follow(tuple(nodes.values()), trail, places)
@@ -178,23 +177,13 @@ def _bare(file: ModelFile, like: Session) -> Session:
     return replace(like, runtime=runtime)
 
 
-def _weight_bytes(file: ModelFile) -> int:
-    values = (value for graph in file.model.graphs() for value in graph.initializers.values())
-    return sum(value.const_value.nbytes for value in values if value.const_value is not None)
-
-
 def _options(folder: Path, settings: Settings, optimized: Path | None) -> Any:
     options = session_options(settings)
     options.log_severity_level = 4  # it warns that a graph in its own layouts is not portable
     options.enable_profiling = True
     options.profile_file_prefix = str(folder / "profile")
     if optimized:
-        options.optimized_model_filepath = str(optimized)
-        for key, value in (
-            ("session.optimized_model_external_initializers_file_name", _WEIGHTS),
-            ("session.optimized_model_external_initializers_min_size_in_bytes", _SMALL_BYTES),
-        ):
-            options.add_session_config_entry(key, value)
+        keep_optimized(options, optimized, _WEIGHTS)
         weights = folder / _WEIGHTS
         if os.name == "posix" and not weights.is_symlink():  # elsewhere the weights take place for a while
             weights.symlink_to(os.devnull)

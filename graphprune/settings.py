@@ -135,6 +135,16 @@ def session_options(settings: Settings) -> Any:
     return options
 
 
+def keep_optimized(options: Any, graph: Path, weights: str) -> None:
+    """Let a session write the graph that it runs to `graph`, and its weights to a file `weights` beside it.
+
+    Weights under 1 KiB stay in the graph.
+    """
+    options.optimized_model_filepath = str(graph)
+    for key, value in (("file_name", weights), ("min_size_in_bytes", "1024")):
+        options.add_session_config_entry(f"session.optimized_model_external_initializers_{key}", value)
+
+
 def _level(level: Level) -> Any:
     import onnxruntime as ort
 

@@ -9,7 +9,6 @@ Every run is a process of its own; its peak memory is what the kernel reports.
 
 from __future__ import annotations
 
-import argparse
 import multiprocessing
 import os
 import shutil
@@ -21,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from tools.measuring import GRAPHPRUNE, Run, environment, measure, spread, write_page
+from tools.measuring import GRAPHPRUNE, Run, command_line, environment, measure, spread, write_page
 
 LAYERS, WIDTH, HEADS, FFN, VOCABULARY = 24, 1536, 12, 3456, 4096
 IMPORTS = (
@@ -196,9 +195,7 @@ def report(folder: Path, rounds: int) -> list[str]:
 
 def main() -> None:
     """Make the model, measure, write the page."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line(__doc__)
     parser.add_argument(
         "--folder", type=Path, default=Path(tempfile.gettempdir()), help="where to make the model"
     )

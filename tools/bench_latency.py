@@ -11,7 +11,6 @@ multiply-accumulates less. Writes docs/benchmarks/latency.md.
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import math
 import subprocess
@@ -25,7 +24,7 @@ import onnx_ir as ir
 
 import graphprune as gp
 from graphprune.surgery import sweep
-from tools.measuring import GRAPHPRUNE, environment, write_page
+from tools.measuring import GRAPHPRUNE, command_line, environment, write_page
 
 LAYERS = 6
 TOLERANCE = 0.05
@@ -178,9 +177,7 @@ def report(folder: Path, rounds: int) -> list[str]:
 
 def main() -> None:
     """Export, prune, time, write the page."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line(__doc__)
     parser.add_argument("--rounds", type=int, default=40)
     rounds: int = parser.parse_args().rounds
     with tempfile.TemporaryDirectory(prefix="latency.") as name:

@@ -9,7 +9,6 @@ them sessions that are not profiled at all.
 
 from __future__ import annotations
 
-import argparse
 import random
 import statistics
 import tempfile
@@ -25,7 +24,7 @@ from graphprune.profiler import profile
 from graphprune.settings import LEVELS, Level, Settings
 from graphprune.survey import inspect
 from tools.bench_latency import export_minilm
-from tools.measuring import environment, write_page
+from tools.measuring import command_line, environment, write_page
 
 SHAPES = ((1, 16), (1, 128), (8, 128))
 WARMUP = 5
@@ -117,9 +116,7 @@ def report(folder: Path, rounds: int) -> list[str]:
 
 def main() -> None:
     """Export, measure, write the page."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line(__doc__)
     parser.add_argument("--rounds", type=int, default=40)
     rounds: int = parser.parse_args().rounds
     with tempfile.TemporaryDirectory(prefix="profile.") as name:

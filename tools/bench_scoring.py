@@ -10,7 +10,6 @@ padding. Writes docs/benchmarks/scoring.md.
 
 from __future__ import annotations
 
-import argparse
 import csv
 import random
 import tempfile
@@ -29,7 +28,7 @@ from graphprune.play import first_feeds
 from graphprune.scoring import Scorer, batches_by_length, open_scorer
 from graphprune.session import open_session
 from tools.bench_latency import export_minilm
-from tools.measuring import environment, write_page
+from tools.measuring import command_line, environment, write_page
 
 Array = NDArray[np.float32]
 SETTINGS = gp.Settings(threads=1)
@@ -130,9 +129,7 @@ def report(model: Path, texts: Sequence[str], size: int, folder: Path) -> Iterab
 
 def main() -> None:
     """Export unless a model is given, measure, write the page."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line(__doc__)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--model", type=Path)
     parser.add_argument("--sentences", type=int, default=256)

@@ -9,7 +9,6 @@ docs/benchmarks/bench.md.
 
 from __future__ import annotations
 
-import argparse
 import subprocess
 import sys
 import tempfile
@@ -20,7 +19,7 @@ from pathlib import Path
 
 import graphprune as gp
 from tools.bench_latency import export_minilm
-from tools.measuring import environment, spread, write_page
+from tools.measuring import command_line, environment, spread, write_page
 from tools.zoo_trained import trained
 
 
@@ -115,9 +114,7 @@ def report(folder: Path, runs: int, others: int) -> list[str]:
 
 def main() -> None:
     """Export, time, write the page."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line(__doc__)
     parser.add_argument("--runs", type=int, default=20)
     parser.add_argument("--busy", type=int, default=0)
     given = parser.parse_args()

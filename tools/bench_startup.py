@@ -8,7 +8,6 @@ docs/benchmarks/startup.md.
 
 from __future__ import annotations
 
-import argparse
 import re
 import subprocess
 import sys
@@ -17,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tools.bench_latency import export_minilm
-from tools.measuring import GRAPHPRUNE, Run, environment, measure, spread, write_page
+from tools.measuring import GRAPHPRUNE, Run, command_line, environment, measure, spread, write_page
 
 LIMITS = {"import graphprune": 0.3, "graphprune --help": 0.5}
 SHOWN = ("sympy", "numpy", "onnx", "onnx_ir", "onnxruntime", "pydantic", "typer", "rich", "graphprune")
@@ -57,9 +56,7 @@ def row(name: str, runs: Sequence[Run]) -> str:
 
 def main() -> None:
     """Measure, and write the page."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line(__doc__)
     parser.add_argument("--rounds", type=int, default=10)
     rounds: int = parser.parse_args().rounds
     about = environment("onnx", "onnx-ir", "typer")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import platform
 import statistics
@@ -50,6 +51,11 @@ def spread(values: Iterable[float], digits: int = 2) -> str:
     ordered = sorted(values)
     low, median, high = ordered[0], statistics.median(ordered), ordered[-1]
     return f"{median:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
+
+
+def command_line(about: str | None) -> argparse.ArgumentParser:
+    """A parser whose help is the text `about`, as it stands."""
+    return argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
 
 
 def environment(*libraries: str) -> str:
