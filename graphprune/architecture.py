@@ -126,6 +126,7 @@ class Block:
     bring parallel branches together. `stream_in` is what the join adds to; `stream_out` what
     the next block reads: the join's output (pre-norm), or its norm's or activation's (post).
     `nodes` is all that goes when the block is dropped (norms that stay by default excluded).
+    `tokens` are the sizes that number the tokens of its stream; empty where it has none.
     """
 
     id: str
@@ -143,6 +144,7 @@ class Block:
     caches: tuple[Cache, ...] = ()
     droppable: bool = True
     reason: str = ""
+    tokens: tuple[str | int, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)

@@ -170,7 +170,7 @@ def _renamings(flow: Flow, linear: Op, width: int) -> set[int]:
     while work:
         for reader in flow.consumers[work.pop()]:
             same = reader.kind in TRANSPARENT or (
-                reader.kind == "Reshape" and _last_dim(reader.node) == width
+                reader.kind == "Reshape" and last_dim(reader.node) == width
             )
             if same and reader.outputs[0] not in found:
                 found.add(reader.outputs[0])
@@ -178,7 +178,7 @@ def _renamings(flow: Flow, linear: Op, width: int) -> set[int]:
     return found
 
 
-def _last_dim(reshape: ir.Node) -> int | None:
+def last_dim(reshape: ir.Node) -> int | None:
     """The size of the last axis after a Reshape, from its result's shape or from the shape it is given."""
     shape, target = reshape.outputs[0].shape, reshape.inputs[1]
     if shape is not None and shape.rank() and isinstance(shape[-1], int):

@@ -24,7 +24,10 @@ from graphprune.ownership import (
     find_cache_io,
     side_ops,
 )
-from graphprune.shapes import Shapes
+from graphprune.shapes import Dims, Shapes, token_dims
+
+# What a linear map may hold besides its linears: biases, types, layouts.
+_PLAIN = ALIASES | {"Add"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,12 +44,24 @@ class RawBlock:
     io: CacheIO
     nodes: tuple[ir.Node, ...]
     macs: Macs
+    tokens: Dims
     signature: Hashable
 
     @property
     def caches(self) -> tuple[Cache, ...]:
         """The block's caches."""
         return as_caches(self.io, self.kind)
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether it is nothing but a linear map: with no activation, gate or mixing between its linears."""
+        plain = all(b.kind == "ffn" and not b.activations and not b.gated for b in self.branches)
+        return plain and all(
+            op.linear or op.kind in _PLAIN for op in self.join.region if not self._is_norm(op)
+        )
+
+    def _is_norm(self, op: Op) -> bool:
+        return any(op in norm.ops for _, norm in self.norms)
 
     def placement(self, following: RawBlock | None, chain: Sequence[RawBlock]) -> NormPlacement:
         """Where the block's norms sit.
@@ -75,7 +90,7 @@ class RawBlock:
         return Block(
             name, self.kind, self.join.op.node, tuple(dict.fromkeys(op.node for op in self.sums)),
             self._stream_in(), self._stream_out(following, placement), self.branches, tuple(norms), placement,
-            self.nodes, size, self.macs, self.caches, not reason, reason,
+            self.nodes, size, self.macs, self.caches, not reason, reason, self.tokens,
         )  # fmt: skip
 
     def _feeds(self, following: RawBlock | None) -> bool:
@@ -166,8 +181,13 @@ def _read_block(
         flow, join, branches[0].kind if len(branches) == 1 else "parallel", tuple(branches), sums,
         tuple((role, norm) for norm, role in roles.items()), norm_after, io,
         tuple(_nodes(flow, join, sums, region | side, io, root)),
-        _total(branch.macs for branch in branches), _signature(branches),
+        _total(branch.macs for branch in branches), _tokens(flow, branches, root, shapes),
+        _signature(branches),
     )  # fmt: skip
+
+
+def _tokens(flow: Flow, branches: Sequence[Branch], root: int, shapes: Shapes) -> Dims:
+    return () if any(branch.kind == "conv" for branch in branches) else token_dims(flow, root, shapes)
 
 
 def _total(macs: Iterable[Macs]) -> Macs:

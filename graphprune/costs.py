@@ -96,11 +96,11 @@ def _weight_shapes(flow: Flow, node: ir.Node) -> list[tuple[int, ...]]:
 def _linear_macs(flow: Flow, op: Op, positions: Dims) -> Macs:
     if op.node.op_type in BLOCKWISE:
         return Macs.of(_blockwise_size(op.node), *positions)
-    return _product(sum(map(math.prod, _weight_shapes(flow, op.node))), positions)
+    return product(sum(map(math.prod, _weight_shapes(flow, op.node))), positions)
 
 
-def _product(count: int, positions: Dims) -> Macs:
-    """`count` times all positions; `height/4` takes the 4 out of the count, where it divides it."""
+def product(count: int, positions: Dims) -> Macs:
+    """`count` multiply-accumulates at all positions; `height/4` takes the 4 out of it where it divides it."""
     parts = [dim.rpartition("/") if isinstance(dim, str) else ("", "", "") for dim in positions]
     divisor = math.prod(int(size) for name, _, size in parts if name and size.isdigit())
     if divisor == 1 or count % divisor:

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Collection, Hashable, Sequence
 
 from graphprune.architecture import BlockKind
 
 MIXERS = {"attention", "parallel", "conv", "other"}
 
 
-def group(kinds: Sequence[BlockKind], signatures: Sequence[Hashable]) -> list[range]:
+def group(
+    kinds: Sequence[BlockKind], signatures: Sequence[Hashable], linear: Collection[int] = ()
+) -> list[range]:
     """Ranges of block indices, one a layer.
 
     The shortest pattern that repeats through the whole chain is a layer; with equal weight
-    shapes first (two FFNs in a row may be token and channel mixing), by kinds alone next. A
-    chain without a pattern (something was dropped before) is cut before every block that mixes
-    tokens.
+    shapes first (two FFNs in a row may be token and channel mixing), by kinds alone next, and then
+    with blocks that are `linear` (their indices), which may stand for any: healing puts such blocks in
+    the place of others. A chain without a pattern (something was dropped before) is cut before every
+    block that mixes tokens.
     """
-    for items in (list(zip(kinds, signatures, strict=True)), list(kinds)):
+    any_kind = [None if index in linear else kind for index, kind in enumerate(kinds)]
+    for items in (list(zip(kinds, signatures, strict=True)), list(kinds), any_kind):
         length = _period(items)
         if length is not None:
             return [range(i, i + length) for i in range(0, len(kinds), length)]
@@ -25,10 +29,11 @@ def group(kinds: Sequence[BlockKind], signatures: Sequence[Hashable]) -> list[ra
 
 
 def _period(items: Sequence[Hashable]) -> int | None:
-    """The length of the shortest pattern that repeats at least twice, or of a chain of one layer."""
+    """The length of the shortest pattern that repeats at least twice; None stands for any item."""
     total = len(items)
     for length in range(1, total // 2 + 1):
-        if total % length == 0 and all(items[i] == items[i % length] for i in range(total)):
+        places = ({item for item in items[start::length] if item is not None} for start in range(length))
+        if total % length == 0 and all(len(found) < 2 for found in places):
             return length
     return None
 

@@ -6,7 +6,8 @@ files of a bundle may answer differently. Settled means:
 - copies of one stack, in one file or several, change together or not at all;
 - layers whose keys and values another file computes stay;
 - caches that the loader of the result cannot do without are still put out (`keeping`);
-- what a larger edit removes needs no edit of its own, and what an earlier step removed none later;
+- what a larger edit removes needs no edit of its own, and what an earlier step removed none later (a norm
+  that stays behind where its block goes may change all the same);
 - a stack that would lose every block is an error, and so are two orders for one stack.
 """
 
@@ -23,7 +24,7 @@ from graphprune.prunepass import Edit, Skipped
 from graphprune.slots import cache_slot
 
 if TYPE_CHECKING:
-    from graphprune.architecture import Block
+    from graphprune.architecture import Block, Norm
     from graphprune.prunepass import PrunePass
     from graphprune.survey import SurveyedFile
 
@@ -67,8 +68,14 @@ def ask(passes: Iterable[PrunePass], files: Sequence[SurveyedFile]) -> tuple[Out
     return outcomes
 
 
+def _replaced(outcomes: Iterable[Outcome]) -> set[int]:
+    """The `id()` of blocks in whose place something else stands."""
+    edits = (outcome.answer for outcome in outcomes if isinstance(outcome.answer, Edit))
+    return {id(block) for edit in edits if edit.instead is not None for block in edit.removes}
+
+
 def removed(outcomes: Iterable[Outcome]) -> tuple[Block, ...]:
-    """All blocks that are gone afterwards, copies included, each once."""
+    """All blocks that are gone afterwards, copies and replaced ones included, each once."""
     blocks = {
         id(block): block
         for outcome in outcomes
@@ -191,9 +198,9 @@ def _without_repeats(answers: list[Outcome], files: Sequence[SurveyedFile]) -> t
     """Take back every edit whose blocks all go by a larger edit, or by an equal one before it."""
     removals: dict[int, list[tuple[int, int, Outcome]]] = defaultdict(list)
     for order, outcome in enumerate(answers):
-        if isinstance(outcome.answer, Edit):
-            for block in outcome.answer.removes:
-                removals[id(block)].append((len(outcome.answer.removes), -order, outcome))
+        if isinstance(outcome.answer, Edit) and outcome.answer.removes:
+            for gone in (*outcome.answer.removes, *outcome.answer.norms):
+                removals[id(gone)].append((len(outcome.answer.removes), -order, outcome))
     blocks = {file.name: tuple(file.architecture.blocks) for file in files}
     return tuple(
         _unless_repeated(outcome, order, removals, blocks[outcome.file])
@@ -210,7 +217,8 @@ def _unless_repeated(
     answer = outcome.answer
     if isinstance(answer, Skipped):
         return outcome
-    touched = answer.removes or [b for b in blocks if f"{answer.target}.".startswith(f"{b.id}.")]
+    own = [block for block in blocks if f"{answer.target}.".startswith(f"{block.id}.")]
+    touched: Sequence[Block | Norm] = answer.removes or answer.norms or own
     rank = (len(answer.removes), -order)
     stronger = [max((r for r in removals[id(b)] if r[:2] > rank), default=None, key=_rank) for b in touched]
     if not stronger or None in stronger:
@@ -237,7 +245,7 @@ def _refuse_two_orders(outcomes: Iterable[Outcome]) -> None:
 
 
 def _refuse_emptying(outcomes: Iterable[Outcome], files: Sequence[SurveyedFile]) -> None:
-    gone = {id(block) for block in removed(outcomes)}
+    gone = {id(block) for block in removed(outcomes)} - _replaced(outcomes)
     for file in files:
         for stack in file.architecture.stacks:
             if stack.layers and gone and all(id(block) in gone for block in stack.blocks):

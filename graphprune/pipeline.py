@@ -54,6 +54,12 @@ class Plan:
         return removed(self.outcomes)
 
     @cached_property
+    def exchanged(self) -> tuple[Block, ...]:
+        """Of these, the blocks in whose place another block stands: a linear map, and no constant alone."""
+        edits = (outcome.answer for outcome in self.edits if isinstance(outcome.answer, Edit))
+        return tuple(b for edit in edits if edit.instead and edit.instead.terms for b in edit.removes)
+
+    @cached_property
     def before(self) -> Sizes:
         """The sizes of the bundle as it is, all files together."""
         return sizes_of(self.bundle, self.files)
@@ -155,6 +161,7 @@ def plan(bundle: Bundle, recipe: Recipe, *, loader: Loader | None = None) -> Pla
     Raises `SelectionError` where a selection names what does not exist, or would empty a stack,
     `LoadError` where the bundle's files do not belong together.
     """
+    recipe = recipe.pinned()
     read = _ir_steps(bundle.clone(), recipe.before) if recipe.before else bundle
     loader = loader or recipe.loader or loader_of(bundle)
     files = inspect(read, loader)
@@ -184,7 +191,8 @@ def prune(
 def _what_is_kept(files: Iterable[SurveyedFile], outcomes: Iterable[Outcome]) -> list[configs.Kept]:
     """What runs of every stack of a bundle: of its caches, those that the graphs of `files` have now."""
     edits = [outcome.answer for outcome in outcomes if isinstance(outcome.answer, Edit)]
-    gone = {id(b) for edit in edits for b in edit.removes} - {id(b) for edit in edits for b in edit.keeps}
+    bare = [edit for edit in edits if edit.instead is None]
+    gone = {id(b) for edit in bare for b in edit.removes} - {id(b) for edit in edits for b in edit.keeps}
     orders = {edit.target: edit.order for edit in edits if edit.order}
     holders: dict[str, list[str]] = {}
     for file in files:
@@ -224,8 +232,10 @@ def sizes_of(bundle: Bundle, files: Iterable[SurveyedFile], edits: Sequence[Edit
     gone = {branch for edit in edits for block in edit.removes for branch in block.branches}
     gone |= {branch for edit in edits for branch in edit.parts}
     keeping = {block for edit in edits for block in edit.keeps}
-    blocks = (block for stack in distinct_stacks(files) for block in stack.blocks)
+    blocks = [block for stack in distinct_stacks(files) for block in stack.blocks]
     macs = sum((_macs_left(block, gone, caches=block in keeping) for block in blocks), Macs())
+    instead = {edit.removes[0]: edit.instead for edit in edits if edit.instead is not None}
+    macs = sum((instead[block] for block in blocks if block in instead), macs)
     return sum((measure(file.model) for file in bundle.files), Sizes(macs=macs))
 
 

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, ClassVar, Protocol
 from graphprune.selection import select_blocks, select_layers, select_stack
 
 if TYPE_CHECKING:
-    from graphprune.architecture import Architecture, Block, Branch
+    from graphprune.architecture import Architecture, Block, Branch, Norm
+    from graphprune.macs import Macs
 
 __all__ = ["Edit", "PrunePass", "Skipped", "select_blocks", "select_layers", "select_stack"]
 
@@ -28,6 +29,9 @@ class Edit:
     values are still computed. `uncaches` are the blocks whose KV caches
     go; `keeping` makes of a reason the same edit that leaves them, where there is such a one. `order`
     is given where the target is a stack: the numbers of its layers as they run afterwards.
+    `instead` are the multiply-accumulates of what stands in the place of what is removed: None where
+    nothing does. `norms` are the norms behind joins that go along with `removes`; where that is empty,
+    those that change, which stay where their block goes without them.
     """
 
     target: str
@@ -39,6 +43,8 @@ class Edit:
     uncaches: tuple[Block, ...] = ()
     keeping: Callable[[str], Edit] | None = None
     order: tuple[int, ...] = ()
+    instead: Macs | None = None
+    norms: tuple[Norm, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -67,3 +73,16 @@ def size_of(*blocks: Block) -> str:
     nodes = sum(len(block.nodes) for block in blocks)
     parameters = sum(block.parameters for block in blocks)
     return f"{nodes} nodes, {parameters:,} parameters"
+
+
+def fate_of_caches(block: Block, kept: str) -> str:
+    """What becomes of the caches of a block that goes, for an edit's summary; `kept` is why they stay."""
+    if kept:
+        return f"; keeps its KV cache: {kept}"
+    number = sum(len(cache.inputs) + len(cache.outputs) for cache in block.caches)
+    return f"; removes {number} cache inputs and outputs, renumbers the rest" if number else ""
+
+
+def norms_behind(*blocks: Block) -> tuple[Norm, ...]:
+    """The norms behind the joins of blocks."""
+    return tuple(norm for block in blocks for norm in block.norms if norm.role == "post")

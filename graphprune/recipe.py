@@ -85,6 +85,15 @@ class Recipe:
         known = {FOR: self.loader} if self.loader else {}
         return known | {"passes": [_step_json(step) for step in self.steps]}
 
+    def pinned(self) -> Recipe:
+        """The recipe with the hashes of the files that its passes read: such passes have a `pinned()`.
+
+        Raises `RecipeError` where such a file cannot be read, or is not the one that was hashed.
+        """
+        return replace(
+            self, passes=tuple(getattr(one, "pinned", lambda one=one: one)() for one in self.passes)
+        )
+
     def __add__(self, other: Recipe) -> Recipe:
         """Both recipes as one: what stood before, between and after stays there."""
         loader = other.loader or self.loader

@@ -171,7 +171,8 @@ def _traits(chain: _Chain) -> tuple[str, str]:
 
 def _as_stack(chain: _Chain, name: str, path: str, graph: ir.Graph) -> Stack:
     kinds = [block.kind for block in chain.blocks]
-    ranges = group(kinds, [block.signature for block in chain.blocks])
+    linear = {index for index, block in enumerate(chain.blocks) if block.is_linear}
+    ranges = group(kinds, [block.signature for block in chain.blocks], linear)
     last = chain.blocks[-1]
     layers = tuple(Layer(index, _blocks(chain, name, index, span, last)) for index, span in enumerate(ranges))
     return Stack(name, path, graph, layers)

@@ -8,7 +8,7 @@ from functools import partial
 from typing import ClassVar, Literal
 
 from graphprune.architecture import Architecture, Block, BlockKind
-from graphprune.prunepass import Edit, Skipped, select_blocks, size_of
+from graphprune.prunepass import Edit, Skipped, fate_of_caches, norms_behind, select_blocks, size_of
 from graphprune.surgery import drop_block
 
 ATTENTION: tuple[BlockKind, ...] = ("attention", "cross_attention")
@@ -47,7 +47,7 @@ class DropAttention:
         parallel = block.kind == "parallel"
         return Edit(
             block.id,
-            _what_goes(block) + _what_of_caches(block, kept),
+            _what_goes(block) + fate_of_caches(block, kept),
             partial(
                 drop_block, block, architecture,
                 kinds=ATTENTION, norm=self.post_norm == "drop", keep_caches=bool(kept),
@@ -57,6 +57,7 @@ class DropAttention:
             keeps=(block,) if kept else (),
             uncaches=(block,) if block.caches and not kept else (),
             keeping=None if kept else partial(self._edit, architecture, block),
+            norms=norms_behind(block) if self.post_norm == "drop" and not parallel else (),
         )  # fmt: skip
 
 
@@ -65,11 +66,3 @@ def _what_goes(block: Block) -> str:
         return "drop the attention of the parallel block"
     what = "the cross-attention" if block.kind == "cross_attention" else "the attention"
     return f"drop {what}: {size_of(block)}"
-
-
-def _what_of_caches(block: Block, kept: str) -> str:
-    """What becomes of a block's caches, for an edit's summary."""
-    if kept:
-        return f"; keeps its KV cache: {kept}"
-    number = sum(len(cache.inputs) + len(cache.outputs) for cache in block.caches)
-    return f"; removes {number} cache inputs and outputs, renumbers the rest" if number else ""

@@ -8,7 +8,7 @@ from functools import partial
 from typing import ClassVar, Literal
 
 from graphprune.architecture import Architecture, Block, BlockKind
-from graphprune.prunepass import Edit, Skipped, select_blocks, size_of
+from graphprune.prunepass import Edit, Skipped, norms_behind, select_blocks, size_of
 from graphprune.surgery import drop_block
 
 FFN: tuple[BlockKind, ...] = ("ffn",)
@@ -36,4 +36,5 @@ class DropFfn:
         if block.kind == "parallel":
             parts = tuple(one for one in block.branches if one.kind in FFN)
             return Edit(block.id, "drop the FFN of the parallel block", apply, parts=parts)
-        return Edit(block.id, f"drop the FFN: {size_of(block)}", apply, removes=(block,))
+        norms = norms_behind(block) if self.post_norm == "drop" else ()
+        return Edit(block.id, f"drop the FFN: {size_of(block)}", apply, removes=(block,), norms=norms)

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from graphprune.architecture import Architecture, Layer, Stack
 from graphprune.errors import SelectionError
-from graphprune.prunepass import Edit, Skipped, select_layers, select_stack, size_of
+from graphprune.prunepass import Edit, Skipped, norms_behind, select_layers, select_stack, size_of
 from graphprune.surgery import drop_block
 
 
@@ -48,7 +48,10 @@ class DropLayers:
                 apply = partial(_drop, layer, architecture)
                 summary = f"drop the layer: {size_of(*layer.blocks)}"
                 uncaches = tuple(block for block in layer.blocks if block.caches)
-                yield Edit(target, summary, apply, removes=layer.blocks, uncaches=uncaches)
+                yield Edit(
+                    target, summary, apply,
+                    removes=layer.blocks, uncaches=uncaches, norms=norms_behind(*layer.blocks),
+                )  # fmt: skip
 
     def _chosen(self, architecture: Architecture) -> Iterator[tuple[Stack, Layer]]:
         """The layers to drop, copies included."""

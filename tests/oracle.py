@@ -37,6 +37,7 @@ class Oracle:
     def __init__(self, entry: Entry) -> None:
         self.entry = entry
         self.model: Any = entry.torch_model()
+        self.rehearsals = 1
         self._calls: list[list[int]] = []
 
     # -- changes -------------------------------------------------------------------------------
@@ -109,6 +110,101 @@ class Oracle:
                 where, block.branch_norm or part.output, lambda _, out: out - seen[0].reshape(out.shape)
             )
 
+    def replace(
+        self, stack: str, layer: int, kind: str, linear: np.ndarray | None, constant: np.ndarray
+    ) -> None:
+        """Add `reads @ linear + constant` to the stream in the place of a block.
+
+        What is read is the block's norm of the stream (pre-norm), or the stream (post-norm).
+        """
+        where, block = self._block(stack, layer, kind)
+        shift = torch.from_numpy(constant)
+        matrix = torch.zeros(len(shift), len(shift)) if linear is None else torch.from_numpy(linear)
+        seen: list[torch.Tensor] = []
+
+        def remember(_: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+            seen[:] = [out]
+            return out
+
+        output = block.branch_norm or block.parts[0].output
+        if block.placement == "post":
+
+            def exchange(given: torch.Tensor) -> torch.Tensor:
+                stream = given - seen[0].reshape(given.shape)
+                return stream + stream @ matrix + shift
+
+            self._change(where, output, remember)
+            self._before(where, block.norm, exchange)
+            return
+        self._change(where, block.norm, remember)
+        self._change(where, output, lambda _, out: (seen[0] @ matrix + shift).reshape(out.shape))
+        for part in block.parts[1:]:
+            self._change(where, part.output, _zero)
+
+    def refit_norm(self, stack: str, layer: int, kind: str, scale: np.ndarray, shift: np.ndarray) -> None:
+        """Give a block's norm another γ and β."""
+        where, block = self._block(stack, layer, kind)
+        norm = self._module(where, block.norm)
+        gamma, beta = torch.from_numpy(scale), torch.from_numpy(shift)
+        self._change(where, block.norm, lambda _, out: (out - norm.bias) / norm.weight * gamma + beta)
+
+    def refit_output(
+        self, stack: str, layer: int, kind: str, weights: Sequence[np.ndarray], bias: np.ndarray
+    ) -> None:
+        """Give the last linears of a block other weights [inputs, width], and one bias for all of them."""
+        where, block = self._block(stack, layer, kind)
+        for number, (part, weight) in enumerate(zip(block.parts, weights, strict=True)):
+            matrix = torch.from_numpy(weight)
+            shift = torch.from_numpy(bias) if number == 0 else 0.0
+            self._change(
+                where, part.output,
+                lambda given, out, m=matrix, s=shift: (given @ m + s).reshape(out.shape),
+            )  # fmt: skip
+
+    def merge(self, stack: str, layers: Sequence[int], into: int) -> None:
+        """Add to the parameters of layer `into` what sets those of `layers` apart, and drop these."""
+        found = [self.model.get_submodule(layer.path) for layer in self._stack(stack).layers]
+        own = {name: value.detach().clone() for name, value in found[into].named_parameters()}
+        with torch.no_grad():
+            for name, parameter in found[into].named_parameters():
+                for theirs in (dict(found[layer].named_parameters()) for layer in layers):
+                    parameter += theirs[name] - own[name] if name in theirs else 0.0
+        for layer in layers:
+            self.drop_layer(stack, layer)
+
+    def beside(self, stack: str, *layers: int) -> None:
+        """Run the blocks of one layer side by side, or those of two layers, kind by kind.
+
+        What a module must read before it is computed comes from a rehearsal.
+        """
+        where = [self._layer(stack, layer) for layer in layers]
+        groups = (
+            list(zip(*(layer.blocks for layer in where), strict=True))
+            if len(where) > 1
+            else [where[0].blocks]
+        )
+        self.rehearsals = max(self.rehearsals, len(groups))
+        start: list[torch.Tensor] = []
+        done: dict[tuple[int, int], torch.Tensor] = {}
+
+        def read(group: int, member: int, given: torch.Tensor) -> torch.Tensor:
+            if (group, member) == (0, 0):
+                start[:] = [given]
+            before = (out.reshape(start[0].shape) for (other, _), out in done.items() if other < group)
+            return sum(before, start[0]).reshape(given.shape)
+
+        def wrote(key: tuple[int, int], out: torch.Tensor) -> torch.Tensor:
+            done[key] = out
+            return out
+
+        for i, group in enumerate(groups):
+            for j, block in enumerate(group):
+                layer = where[j if len(where) > 1 else 0]
+                self._before(layer, block.norm, partial(read, i, j))
+                for part in block.parts:
+                    output = block.branch_norm or part.output
+                    self._change(layer, output, lambda _, out, k=(i, j): wrote(k, out))
+
     def order(self, stack: str, layers: Sequence[int]) -> None:
         """Run these layers, in this order; a number may come twice."""
         paths = [layer.path for layer in self._stack(stack).layers]
@@ -131,6 +227,11 @@ class Oracle:
 
     def run(self, file: str, feeds: Feeds) -> Feeds:
         """The outputs of the exported file of this stem, by their ONNX names."""
+        for _ in range(self.rehearsals):
+            result = self._run(file, feeds)
+        return result
+
+    def _run(self, file: str, feeds: Feeds) -> Feeds:
         for calls in self._calls:
             calls[0] = 0
         tensors = {name: torch.from_numpy(np.asarray(value)) for name, value in feeds.items()}

@@ -41,3 +41,18 @@ def test_shapes_tell_blocks_of_one_kind_apart() -> None:
     """Token mixing and channel mixing are both FFNs; their weights differ, and repeat in turn."""
     assert [len(r) for r in group([F] * 6, ["tokens", "channels"] * 3)] == [2, 2, 2]
     assert [len(r) for r in group([F] * 3, ["a", "a", "b"])] == [1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("kinds", "linear", "sizes"),
+    [
+        ([A, F, F, F, A, F], {2}, [2, 2, 2]),
+        ([A, F, F, F, F, F], {2, 3, 4}, [2, 2, 2]),
+        ([F, C, F, A, C, F], {0}, [3, 3]),
+        ([P, F, P], {1}, [1, 1, 1]),
+        ([A, F, F, A, F], {2}, [2, 1, 2]),
+    ],
+    ids=["attention", "a layer and more", "with cross-attention", "parallel", "something dropped besides"],
+)
+def test_a_linear_stands_for_any_block(kinds: list[BlockKind], linear: set[int], sizes: list[int]) -> None:
+    assert [len(r) for r in group(kinds, kinds, linear)] == sizes

@@ -20,6 +20,7 @@ from onnx import numpy_helper
 
 import graphprune as gp
 from graphprune.errors import CheckError, GraphpruneError
+from graphprune.surgery import output_projections, place_for, post_norm
 from tests import tiny
 from tests.graphs import STREAM, attention, ffn, norm, proto
 from tools.zoo import entries
@@ -176,13 +177,41 @@ SELECTIONS = st.sampled_from(
 ORDERS = st.sampled_from(["1,0", "1,0,2", "3,1,2,0", "2,1,0,3", "0,0", "x"])
 PASSES = [
     "drop_ffn", "drop_attention", "drop_layers", "drop_bias", "drop_residual", "drop_norm", "drop_activation",
-    "repeat_layers", "reorder_layers",
+    "repeat_layers", "reorder_layers", "merge_layers", "parallelize", "replace_linear", "replace_mean",
+    "refit",
 ]  # fmt: skip
+# Where a test keeps the values for passes that need some.
+VALUES = "values.npz"
+
+
+def options(name: str) -> st.SearchStrategy[object]:
+    """What a pass may be given."""
+    if name == "parallelize":
+        return st.fixed_dictionaries({"layers": SELECTIONS, "what": st.sampled_from(["layers", "blocks"])})
+    if name in {"replace_linear", "replace_mean", "refit"}:
+        return st.fixed_dictionaries({"blocks": SELECTIONS, "values": st.just(VALUES)})
+    return ORDERS if name == "reorder_layers" else SELECTIONS
+
+
 RECIPES = st.lists(st.sampled_from(PASSES), min_size=1, max_size=3, unique=True).flatmap(
-    lambda names: st.fixed_dictionaries(
-        {name: ORDERS if name == "reorder_layers" else SELECTIONS for name in names}
-    )
+    lambda names: st.fixed_dictionaries({name: options(name) for name in names})
 )
+
+
+def write_values(path: Path, bundle: gp.Bundle) -> None:
+    """Values for every block of a model, as far as its weights tell what size they are of."""
+    arrays: dict[str, np.ndarray] = {}
+    for block in gp.inspect(bundle)[0].architecture.blocks:
+        shapes: dict[str, tuple[int, ...]] = {}
+        if not isinstance(place := place_for(block), str):
+            shapes |= {"linear": (place.width, place.width), "constant": (place.width,)}
+        if not isinstance(norm := post_norm(block), str):
+            shapes |= {"scale": norm.gamma.shape[-1:], "shift": norm.gamma.shape[-1:]}
+        if not isinstance(found := output_projections(block), str):
+            shapes["bias"] = (found.width,)
+            shapes |= {f"weight.{i}": (one.inputs, one.width) for i, one in enumerate(found.parts)}
+        arrays |= {f"{block.id}/{key}": np.full(shape, 0.1, np.float32) for key, shape in shapes.items()}
+    np.savez(path, **arrays)
 
 
 def accepted(path: Path) -> bool:
@@ -204,7 +233,9 @@ def accepted(path: Path) -> bool:
     suppress_health_check=[HealthCheck.function_scoped_fixture],
     derandomize=True,
 )
-def test_a_broken_graph_gives_an_error_or_a_valid_model(tmp_path: Path, data: st.DataObject) -> None:
+def test_a_broken_graph_gives_an_error_or_a_valid_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: st.DataObject
+) -> None:
     model = onnx.load_from_string(
         data.draw(st.sampled_from(range(len(sources()))).map(lambda i: sources()[i]))
     )
@@ -214,9 +245,11 @@ def test_a_broken_graph_gives_an_error_or_a_valid_model(tmp_path: Path, data: st
     source.write_bytes(model.SerializeToString())
     out.unlink(missing_ok=True)
     recipe = data.draw(RECIPES)
+    monkeypatch.chdir(tmp_path)
     try:
         bundle = gp.load(source)
         gp.inspect(bundle)
+        write_values(tmp_path / VALUES, bundle)
         gp.prune(bundle, **recipe).save(out)
     except GraphpruneError as error:
         assert "\n" not in str(error)
@@ -224,7 +257,7 @@ def test_a_broken_graph_gives_an_error_or_a_valid_model(tmp_path: Path, data: st
         assert not (isinstance(error, CheckError) and accepted(source)), error
     else:
         assert accepted(out) or not accepted(source)
-    assert {path.name for path in tmp_path.iterdir()} <= {"source.onnx", "pruned.onnx"}
+    assert {path.name for path in tmp_path.iterdir()} <= {"source.onnx", "pruned.onnx", VALUES}
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=[one.__name__ for one in MUTATIONS])

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import onnx_ir as ir
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from graphprune.architecture import Architecture, BlockKind, Cache
+from graphprune.architecture import Architecture, BlockKind, Cache, Norm
 from graphprune.errors import SelectionError
+from graphprune.macs import Macs
 from graphprune.outcomes import Outcome, ask, removed
 from graphprune.prunepass import Edit, Skipped
 from graphprune.selection import select_blocks, select_layers
@@ -88,6 +89,60 @@ class Reverse:
         for stack in architecture.stacks:
             if stack.name == self.stack:
                 yield Edit(stack.name, "reversed", nothing, order=tuple(range(len(stack.layers)))[::-1])
+
+
+@dataclass(frozen=True, eq=False)
+class Normed:
+    """Drops FFNs with the norm behind them or without, or changes that norm."""
+
+    blocks: str
+    how: Literal["drop", "drop all", "change"]
+    norms: dict[str, Norm]
+    name: ClassVar[str] = "normed"
+
+    def plan(self, architecture: Architecture) -> Iterator[Edit | Skipped]:
+        for block in select_blocks(architecture, self.blocks, ["ffn"]):
+            own = self.norms.setdefault(block.id, Norm("layer", "post", (), None, ir.val("n")))
+            if self.how == "change":
+                yield Edit(f"{block.id}.norm", "changed", nothing, norms=(own,))
+            else:
+                yield Edit(
+                    block.id, "gone", nothing, (block,), norms=(own,) if self.how == "drop all" else ()
+                )
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_norm_that_stays_behind_may_change(first: bool) -> None:
+    norms: dict[str, Norm] = {}
+    change, drop, drop_all = (Normed("1", how, norms) for how in ("change", "drop", "drop all"))
+    for removal, reason in ((drop, ""), (drop_all, "removed by normed")):
+        passes = [change, removal] if first else [removal, change]
+        found = {target: reason for _, target, reason in told(ask(passes, files(BERT)))}
+        assert found == {"encoder.1.ffn": "", "encoder.1.ffn.norm": reason}
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """Puts something in the place of blocks."""
+
+    blocks: str
+    name: ClassVar[str] = "exchange"
+
+    def plan(self, architecture: Architecture) -> Iterator[Edit | Skipped]:
+        for block in select_blocks(architecture, self.blocks, ["ffn", "attention"]):
+            yield Edit(block.id, "exchanged", nothing, (block,), instead=Macs())
+
+
+def test_blocks_in_whose_place_others_stand_leave_the_stack_full() -> None:
+    outcomes = ask([Exchange("all")], files(BERT))
+    assert len(removed(outcomes)) == 8 and not any(reason for _, _, reason in told(outcomes))
+    with pytest.raises(SelectionError, match="leave at least one"):
+        ask([DropLayers("all")], files(BERT))
+    assert told(ask([DropKind("1"), Exchange("1")], files(BERT))) == [
+        ("drop_kind", "encoder.1.ffn", ""),
+        ("exchange", "encoder.1.attention", ""),
+        ("exchange", "encoder.1.ffn", "removed by drop_kind"),
+    ]
 
 
 def test_edits_of_different_blocks_all_stand() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from itertools import count
 from typing import TYPE_CHECKING
@@ -111,7 +111,7 @@ def draw(
     own = {stack.name: stack for stack in _in_order(model.files)}
     if dense is not None and plan is not None:
         rows = {stack.name: _rows(stack, plan) for stack in _in_order(plan.files)}
-        unlike = _unlike(rows, own)
+        unlike = _unlike(rows, own, {id(block) for block in plan.exchanged})
         if not unlike:
             return tuple(pen.matched(name, rows[name], own[name], plan) for name in rows), ()
         note = f"what was removed is not shown: by the recipe, {unlike}"
@@ -128,7 +128,7 @@ def _in_order(files: Sequence[SurveyedFile]) -> list[Stack]:
 
 def _rows(stack: Stack, plan: Plan) -> list[_Row]:
     """The layers of a dense stack as they run after `plan`, what it removes marked."""
-    gone = {id(block) for block in plan.removed}
+    gone = {id(block) for block in plan.removed} - {id(block) for block in plan.exchanged}
     edits = [outcome.answer for outcome in plan.outcomes if isinstance(outcome.answer, Edit)]
     order = next((edit.order for edit in edits if edit.order and edit.target == stack.name), ())
     rows: list[_Row] = []
@@ -139,10 +139,14 @@ def _rows(stack: Stack, plan: Plan) -> list[_Row]:
     return rows
 
 
-def _unlike(rows: Mapping[str, Sequence[_Row]], own: Mapping[str, Stack]) -> str:
-    """Why the kept blocks of a plan are not those of the model; "" if they are, kind by kind."""
+def _unlike(rows: Mapping[str, Sequence[_Row]], own: Mapping[str, Stack], exchanged: Set[int]) -> str:
+    """Why the kept blocks of a plan are not those of the model; "" if they are, kind by kind.
+
+    Those whose `id()` is in `exchanged` have become linear maps, which are read as FFNs.
+    """
     for name, layers in rows.items():
-        kept = [block.kind for row in layers for block, gone in row.blocks if not gone]
+        blocks = [block for row in layers for block, gone in row.blocks if not gone]
+        kept = ["ffn" if id(block) in exchanged else block.kind for block in blocks]
         there = [block.kind for block in own[name].blocks] if name in own else []
         if kept != there:
             return f"{name} has {len(kept)} blocks, in the file there are {len(there)}, or of other kinds"
@@ -216,18 +220,14 @@ def _phases(side: Side, block: str) -> tuple[Measured, ...]:
 
 def _norm_stays(plan: Plan, block: Block) -> bool:
     """Whether the pass that removes a block keeps the norm after its join."""
-    steps = [
-        plan.recipe.passes[outcome.step]
-        for outcome in plan.outcomes
-        if isinstance(outcome.answer, Edit) and any(one is block for one in outcome.answer.removes)
-    ]
-    return all(getattr(step, "post_norm", "drop") == "keep" for step in steps)
+    edits = [outcome.answer for outcome in plan.edits if isinstance(outcome.answer, Edit)]
+    return not any(edit.norms for edit in edits if any(one is block for one in edit.removes))
 
 
 def _changes(plan: Plan | None, block: str) -> tuple[str, ...]:
-    """What a plan does to parts of a block that stays, each once."""
+    """What a plan does to a block that stays, or is exchanged, each once."""
     if plan is None or not block:
         return ()
     edits = [outcome.answer for outcome in plan.edits if isinstance(outcome.answer, Edit)]
     within = (edit for edit in edits if f"{edit.target}.".startswith(f"{block}."))
-    return tuple(dict.fromkeys(edit.summary for edit in within if not edit.removes))
+    return tuple(dict.fromkeys(edit.summary for edit in within if edit.instead or not edit.removes))

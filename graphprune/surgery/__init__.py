@@ -12,22 +12,43 @@ drop_bias, drop_norm_bias, drop_activation, drop_residual
 gate_blocks      let an input say which blocks run
 arrange_layers   run layers in another order, or more than once, their caches along with them
 why_not_again    why layers with caches cannot run twice (this one changes nothing)
+output_projections, post_norm, place_for
+                 what of a block can be refitted, or replaced (these change nothing)
+refit_projections, refit_norm
+                 give a block's output projections, or the norm behind it, other weights
+replace_block    put a linear map or a constant in the place of a block
+mergeable        which parameters of two layers have the same place (this one changes nothing)
+merge_parameters add onto one layer's parameters what sets another one's apart
+run_beside       let blocks that follow each other read one value of the stream
+why_not_parallel why they cannot (this one changes nothing)
 sweep            remove what nobody reads any more
+
+Fitted weights come from a file: `FittedValues` opens it, `read_…` takes what belongs to one block.
 """
 
 from graphprune.surgery.caches import remove_caches
 from graphprune.surgery.dead import sweep
 from graphprune.surgery.drop import drop_block
+from graphprune.surgery.fitted import output_projections, post_norm
 from graphprune.surgery.gating import gate_blocks
 from graphprune.surgery.layers import arrange_layers
+from graphprune.surgery.merging import merge_parameters, mergeable
+from graphprune.surgery.parallel import run_beside, why_not_parallel
 from graphprune.surgery.parts import drop_activation, drop_bias, drop_norm_bias, drop_residual
+from graphprune.surgery.refitting import refit_norm, refit_projections
 from graphprune.surgery.runs import why_not_again
 from graphprune.surgery.sizes import release_shapes
+from graphprune.surgery.standins import Place, macs_of, place_for, replace_block
 from graphprune.surgery.sums import bypass_norm, drop_branch, drop_term, split_join
+from graphprune.surgery.valuefile import FittedValues, fingerprint
+from graphprune.surgery.valuereading import read_linear, read_norm, read_projections
 from graphprune.surgery.values import constant, detached, replace_value
 
 __all__ = [
-    "arrange_layers", "bypass_norm", "constant", "detached", "drop_activation", "drop_bias", "drop_block",
-    "drop_branch", "drop_norm_bias", "drop_residual", "drop_term", "gate_blocks", "release_shapes",
-    "remove_caches", "replace_value", "split_join", "sweep", "why_not_again",
+    "FittedValues", "Place", "arrange_layers", "bypass_norm", "constant", "detached", "drop_activation",
+    "drop_bias", "drop_block", "drop_branch", "drop_norm_bias", "drop_residual", "drop_term",
+    "fingerprint", "gate_blocks", "macs_of", "merge_parameters", "mergeable", "output_projections",
+    "place_for", "post_norm", "read_linear", "read_norm", "read_projections", "refit_norm",
+    "refit_projections", "release_shapes", "remove_caches", "replace_block", "replace_value",
+    "run_beside", "split_join", "sweep", "why_not_again", "why_not_parallel",
 ]  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from graphprune.dataflow import attribute_graphs
+from graphprune.surgery.folding import fold_constants
 from graphprune.surgery.fusing import take_over_norms
 from graphprune.surgery.values import NOTES
 
@@ -13,10 +14,12 @@ def sweep(model: ir.Model) -> None:
     """Remove nodes, initializers and opset imports that nobody uses, to a fixpoint, subgraphs included.
 
     Graph inputs stay, whether they are read or not. A fused sum-and-norm that is left with a norm
-    for nobody takes over another one of its sum.
+    for nobody takes over another one of its sum. A constant that an edit adds to the stream becomes part
+    of a bias before it.
     """
     for graph in _graphs(model.graph):
         sweep_nodes(graph)
+        fold_constants(graph, model.graph)
         take_over_norms(graph)
     for graph in _graphs(model.graph):
         for name, value in list(graph.initializers.items()):

@@ -11,6 +11,7 @@ import onnx_ir as ir
 from graphprune.architecture import Architecture, Layer, Stack
 from graphprune.dataflow import ALIASES, SHAPE_OPS, SKIP_NORMS, TRANSPARENT, captured_values, has_subgraph
 from graphprune.errors import EditError
+from graphprune.surgery.parallel import PARALLEL
 from graphprune.surgery.runs import Runs
 from graphprune.surgery.sizes import release_shapes
 from graphprune.surgery.stored import storage
@@ -37,8 +38,12 @@ def arrange_layers(stack: Stack, architecture: Architecture, order: Sequence[int
 
     Each further run is a copy of the layer's nodes that reads the same initializers, and has
     KV caches of its own; all caches are numbered in the order in which the layers run. Layers
-    that do not come in `order` are passed by.
+    that do not come in `order` are passed by. Raises `EditError` where that cannot be.
     """
+    if PARALLEL in stack.graph.meta:
+        raise EditError(
+            f"layers of '{stack.name}' run side by side already: arrange them in a run of its own, before"
+        )
     for block in stack.blocks:
         release_shapes(block.nodes, block)
     runs = Runs.of(stack, architecture)

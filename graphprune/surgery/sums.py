@@ -156,6 +156,14 @@ def split_join(node: ir.Node, branch: int | None = None) -> tuple[ir.Node, ir.Va
     return add, norm[-1].outputs[0]
 
 
+def sum_of(node: ir.Node) -> ir.Value:
+    """The sum that an add-like node makes; a fused sum-and-norm is taken apart for it, if it is not yet."""
+    if node.op_type not in SKIP_NORMS:
+        return node.outputs[0]
+    add: ir.Node = node.meta[_SPLIT] if detached(node) else split_join(node)[0]
+    return add.outputs[0]
+
+
 def _branch_operand(node: ir.Node) -> int:
     """The operand of a fused sum to which its bias belongs: it was fused from behind a linear."""
     linear = [bool(v is not None and (p := v.producer()) and weight_indices(p)) for v in node.inputs[:2]]
@@ -166,8 +174,7 @@ def bypass_norm(norm: Norm) -> None:
     """Let a norm pass on what it would normalize."""
     node = norm.nodes[-1]
     if norm.fused_join:
-        add = node.meta[_SPLIT] if detached(node) else split_join(node)[0]
-        replace_value(current(norm.output), current(add.outputs[0]))
+        replace_value(current(norm.output), current(sum_of(node)))
     elif norm.input is not None:
         replace_value(current(norm.output), current(norm.input))
     else:

@@ -36,8 +36,8 @@ TOLERANCE = 1e-4
 PAST = 3
 # In the oracle a hook sees what the hooks before it left: what zeroes a module comes last.
 CHANGES = (
-    "drop_bias", "drop_norm_bias", "drop_norm", "drop_activation", "drop_residual",
-    "drop", "drop_layer", "order",
+    "refit_output", "refit_norm", "drop_bias", "drop_norm_bias", "drop_norm", "drop_activation",
+    "drop_residual", "replace", "beside", "merge", "drop", "drop_layer", "order",
 )  # fmt: skip
 Change = tuple[str, tuple[object, ...], Mapping[str, object]]
 CacheOf = tuple[int, str]  # a layer, and the attention whose cache it is

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import graphprune as gp
@@ -79,6 +80,27 @@ def test_blocks_are_matched_and_what_went_stays_in_its_place(
         block.id for block in side(out).files[0].architecture.blocks
     ]
     assert len({block.number for block in stack.blocks}) == len(list(stack.blocks))
+
+
+@pytest.mark.parametrize(
+    ("step", "expected"),
+    [("replace_linear", ["0a", "0f", "1a!", "1f"]), ("replace_mean", ["0a", "0f", "1A", "1f"])],
+)
+def test_a_linear_is_drawn_in_the_place_of_its_block(tmp_path: Path, step: str, expected: list[str]) -> None:
+    dense, values = tiny.save(tmp_path / "dense.onnx", layers=2), tmp_path / "v.npz"
+    name = [block.id for block in gp.inspect(gp.load(dense))[0].architecture.blocks][2]
+    np.savez(values, **{f"{name}/linear": np.eye(8), f"{name}/constant": np.ones(8)})
+    (stack,) = drawn(
+        dense, pruned(dense, tmp_path / "out.onnx", **{step: {"blocks": name, "values": str(values)}})
+    )
+    shown = []
+    for layer in stack.layers:
+        for block in layer.blocks:
+            kind = block.name.rpartition(".")[2][0]
+            shown.append(
+                f"{layer.index}{kind.upper() if block.removed else kind}{'!' if block.changes else ''}"
+            )
+    assert shown == expected
 
 
 def test_runs_of_a_repeated_layer_are_counted(tmp_path: Path) -> None:
