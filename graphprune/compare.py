@@ -181,10 +181,16 @@ def cosines(one: NDArray[Any], two: NDArray[Any]) -> NDArray[np.float64]:
     return found
 
 
-def _distributions(one: NDArray[Any], two: NDArray[Any]) -> tuple[float, float]:
+def divergences(one: NDArray[Any], two: NDArray[Any]) -> NDArray[np.float64]:
+    """Kullback-Leibler divergence, in nats, of each row of the scores `two` [rows, width] from `one`."""
     import numpy as np
     from scipy.special import log_softmax
 
     p, q = log_softmax(one, axis=-1), log_softmax(two, axis=-1)
-    kl = np.where(np.isneginf(p), 0.0, np.exp(p) * (p - q)).sum(axis=-1)
-    return float(kl.mean()), float((one.argmax(axis=-1) == two.argmax(axis=-1)).mean())
+    found: NDArray[np.float64] = np.where(np.isneginf(p), 0.0, np.exp(p) * (p - q)).sum(axis=-1)
+    return found
+
+
+def _distributions(one: NDArray[Any], two: NDArray[Any]) -> tuple[float, float]:
+    same = one.argmax(axis=-1) == two.argmax(axis=-1)
+    return float(divergences(one, two).mean()), float(same.mean())
