@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import onnx_ir as ir
 
 from graphprune.architecture import Architecture, Block, Stack
-from graphprune.dataflow import SKIP_NORMS
+from graphprune.dataflow import SKIP_NORMS, SUMMING_CONVS
 from graphprune.surgery.signature import Signature, branches
 from graphprune.surgery.stored import brought_to
 
@@ -21,13 +21,16 @@ _FLOAT = ir.TensorType(ir.DataType.FLOAT)
 BLOCKED = "com.microsoft.nchwc"
 # The output of a SkipLayerNormalization that is the sum alone (ContribOperators.md).
 _SUM = 3
+# How many nodes may stand between a sum and the stream: an activation, a cast, a pair of quantize nodes.
+_REACH = 8
 
 
 @dataclass(frozen=True, eq=False)
 class Tap:
     """A block or a layer: the names of the outputs that hold the stream before and after it.
 
-    `block` is it, or the last block of the layer. `reason` says why there are no such outputs.
+    `block` is it, or the last block of the layer. `sum` holds what the join of a block adds up, before a norm
+    or an activation; "" where nobody asked, and where no value does. `reason` says why there are no outputs.
     """
 
     id: str
@@ -36,6 +39,7 @@ class Tap:
     before: str = ""
     after: str = ""
     reason: str = ""
+    sum: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,16 +58,20 @@ class _Ends:
     block: Block
     before: ir.Value | None
     after: ir.Value
+    sum: ir.Value | None = None
 
 
-def tap_streams(architecture: Architecture) -> Taps:
-    """Add the outputs, in fp32, to the model that `architecture` was recovered from. Changes it."""
+def tap_streams(architecture: Architecture, *, sums: bool = False) -> Taps:
+    """Add the outputs, in fp32, to the model that `architecture` was recovered from. Changes it.
+
+    With `sums`, also what the joins add up, where that is not the stream itself.
+    """
     outlets = _Outlets(architecture.model, _unused(architecture.model))
     copies: dict[tuple[ir.Node | None, str], list[_Ends]] = {}
     reasons: dict[tuple[ir.Node | None, str], str] = {}
     for stack in architecture.stacks:
         owner, reason = _owner(stack, architecture.model)
-        for ends in _ends(stack, outlets):
+        for ends in _ends(stack, outlets, sums):
             copies.setdefault((owner, ends.block.id), []).append(ends)
             reasons[owner, ends.block.id] = reason
     blocks = [_tap(outlets, key[0], group, reasons[key]) for key, group in copies.items()]
@@ -89,14 +97,14 @@ def _owner(stack: Stack, model: ir.Model) -> tuple[ir.Node | None, str]:
     return None, f"it is in {stack.path}: only the main graph and the branches of its If can be looked into"
 
 
-def _ends(stack: Stack, outlets: _Outlets) -> Iterator[_Ends]:
+def _ends(stack: Stack, outlets: _Outlets, sums: bool) -> Iterator[_Ends]:
     """Every block with its stream. What a fused join hides goes on to the next block."""
     previous: ir.Value | None = None
     blocks = list(stack.blocks)
     for block, following in zip(blocks, [*blocks[1:], None], strict=True):
         hidden = block.stream_in in block.join.outputs
         before, after = previous if hidden else block.stream_in, _after(block, following, outlets)
-        yield _Ends(stack, block, before, after)
+        yield _Ends(stack, block, before, after, _sum(block, after, outlets) if sums else None)
         previous = after
 
 
@@ -107,15 +115,34 @@ def _after(block: Block, following: Block | None, outlets: _Outlets) -> ir.Value
         return following.stream_in  # a ReLU may have gone into the range of what is quantized
     node = block.join
     fused = node.op_type in SKIP_NORMS and block.stream_out is node.outputs[0]
-    if not fused or block.placement == "post":
-        return block.stream_out
+    return block.stream_out if not fused or block.placement == "post" else _put_out_sum(node, outlets)
+
+
+def _put_out_sum(node: ir.Node, outlets: _Outlets) -> ir.Value:
+    """The output of a fused join that is the sum alone; the node gets it where it lacks it."""
     count = len(node.outputs)
     if count <= _SUM:
         node.resize_outputs(_SUM + 1)
         for value in node.outputs[count:]:
             value.name = ""
-    node.outputs[_SUM].name = outlets.name()
+    node.outputs[_SUM].name = node.outputs[_SUM].name or outlets.name()
     return node.outputs[_SUM]
+
+
+def _sum(block: Block, after: ir.Value, outlets: _Outlets) -> ir.Value | None:
+    """What the join of a block adds up: before the norm after it, or the activation."""
+    norm = next((norm for norm in block.norms if norm.role == "post"), None)
+    if norm is not None and norm.input is None:
+        return _put_out_sum(block.join, outlets)
+    value = after if norm is None else norm.input
+    for _ in range(_REACH):
+        node = value.producer() if value is not None else None
+        if node is None or (node.op_type in SUMMING_CONVS and "activation" in node.attributes):
+            return None
+        if node in (block.join, *block.sums):
+            return value
+        value = node.inputs[0]
+    return None
 
 
 def _tap(outlets: _Outlets, owner: ir.Node | None, copies: list[_Ends], reason: str) -> Tap:
@@ -126,7 +153,9 @@ def _tap(outlets: _Outlets, owner: ir.Node | None, copies: list[_Ends], reason: 
     before = {one.stack.graph: one.before for one in copies if one.before is not None}
     after = {one.stack.graph: one.after for one in copies}
     names = outlets.put_out(owner, before), outlets.put_out(owner, after)
-    return Tap(first.block.id, first.stack, first.block, *names)
+    sums = {one.stack.graph: one.sum for one in copies if one.sum is not None}
+    total = outlets.put_out(owner, sums) if len(sums) == len(copies) else ""
+    return Tap(first.block.id, first.stack, first.block, *names, sum=total)
 
 
 def _hidden(ends: _Ends) -> str:
