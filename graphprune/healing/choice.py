@@ -1,0 +1,29 @@
+"""What becomes of each block: the one thing that healing, search and ranking agree on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal, TypeAlias, get_args
+
+from graphprune.errors import SelectionError
+
+# What stands for the branch: a constant (mean), a linear map of what the block reads (linear), or one of the
+# stream that brings its channels to the magnitudes that they have behind the block (patch).
+Action: TypeAlias = Literal["keep", "drop", "mean", "linear", "patch"]
+ACTIONS: tuple[Action, ...] = get_args(Action)
+# Block id → action; blocks that are not named are kept.
+Choice: TypeAlias = Mapping[str, Action]
+
+
+def require_choice(
+    choice: Choice, actions: Mapping[str, tuple[Action, ...]], declined: Mapping[str, str]
+) -> None:
+    """Raise `SelectionError` where a choice names a block, or an action on it, that there is not."""
+    for block, action in choice.items():
+        if action == "keep" or action in actions.get(block, ()):
+            continue
+        if block in actions:
+            known = ", ".join(("keep", *actions[block]))
+            raise SelectionError(f"{block}: there is no action {action!r} on it: it is one of {known}")
+        reason = declined.get(block, f"there is no such block: choose among {', '.join(actions)}")
+        raise SelectionError(f"{block} cannot be healed: {reason}")
