@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from graphprune.architecture import Architecture
     from graphprune.bundle import Bundle, load
     from graphprune.compare import Verification, verify
+    from graphprune.data.dataset import Data, read_data
     from graphprune.errors import (
         CheckError,
         EditError,
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
     )
     from graphprune.exporter import export
     from graphprune.generator import Completion, Generation, Step, Steps, generate, generate_steps
+    from graphprune.healing.asked import Healed, heal
+    from graphprune.healing.repairs import Repairs
+    from graphprune.importance.results import Measured, Ranked, Ranking, Scale, Stretch
     from graphprune.influence import Influence, Influences, block_influence
     from graphprune.language import LanguageModel, open_model
     from graphprune.ortformat import Conversion
@@ -40,10 +44,13 @@ if TYPE_CHECKING:
     from graphprune.pipeline import Plan, Pruned, plan, prune
     from graphprune.play import Call, Source, run
     from graphprune.profiler import Profile, profile
+    from graphprune.ranking import rank
     from graphprune.recipe import Recipe
     from graphprune.report.subject import Section, Subject
     from graphprune.report.writing import write_report
     from graphprune.sampling import Sampling
+    from graphprune.searching.flow import search
+    from graphprune.searching.found import Search
     from graphprune.settings import Settings
     from graphprune.survey import SurveyedFile, inspect
     from graphprune.timing import Bench, LeftOut, ModelCost, Timing, bench
@@ -57,10 +64,12 @@ __all__ = [
     "CheckError",
     "Completion",
     "Conversion",
+    "Data",
     "EditError",
     "Generation",
     "GraphError",
     "GraphpruneError",
+    "Healed",
     "Influence",
     "Influences",
     "IrPass",
@@ -68,6 +77,7 @@ __all__ = [
     "LanguageModel",
     "LeftOut",
     "LoadError",
+    "Measured",
     "MissingExtraError",
     "ModelCost",
     "Package",
@@ -76,17 +86,23 @@ __all__ = [
     "Plan",
     "Profile",
     "Pruned",
+    "Ranked",
+    "Ranking",
     "Recipe",
     "RecipeError",
+    "Repairs",
     "RunError",
     "Sampling",
     "SaveError",
+    "Scale",
+    "Search",
     "Section",
     "SelectionError",
     "Settings",
     "Source",
     "Step",
     "Steps",
+    "Stretch",
     "Subject",
     "SurveyedFile",
     "Timing",
@@ -96,6 +112,7 @@ __all__ = [
     "export",
     "generate",
     "generate_steps",
+    "heal",
     "inspect",
     "load",
     "open_model",
@@ -103,7 +120,10 @@ __all__ = [
     "plan",
     "profile",
     "prune",
+    "rank",
+    "read_data",
     "run",
+    "search",
     "verify",
     "write_report",
     "write_trace",
@@ -116,8 +136,12 @@ _HOMES = {
     "architecture": ("Architecture",),
     "bundle": ("Bundle", "load"),
     "compare": ("Verification", "verify"),
+    "data.dataset": ("Data", "read_data"),
     "exporter": ("export",),
     "generator": ("Completion", "Generation", "Step", "Steps", "generate", "generate_steps"),
+    "healing.asked": ("Healed", "heal"),
+    "healing.repairs": ("Repairs",),
+    "importance.results": ("Measured", "Ranked", "Ranking", "Scale", "Stretch"),
     "influence": ("Influence", "Influences", "block_influence"),
     "language": ("LanguageModel", "open_model"),
     "phases": ("KernelTime", "PartTime", "Phase"),
@@ -126,10 +150,13 @@ _HOMES = {
     "pipeline": ("Plan", "Pruned", "plan", "prune"),
     "play": ("Call", "Source", "run"),
     "profiler": ("Profile", "profile"),
+    "ranking": ("rank",),
     "recipe": ("Recipe",),
     "report.subject": ("Section", "Subject"),
     "report.writing": ("write_report",),
     "sampling": ("Sampling",),
+    "searching.flow": ("search",),
+    "searching.found": ("Search",),
     "settings": ("Settings",),
     "survey": ("SurveyedFile", "inspect"),
     "timing": ("Bench", "LeftOut", "ModelCost", "Timing", "bench"),

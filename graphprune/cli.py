@@ -15,7 +15,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from graphprune import cli_bench, cli_generate, cli_measure, cli_package, cli_profile, cli_report
+from graphprune import (
+    cli_bench,
+    cli_generate,
+    cli_heal,
+    cli_measure,
+    cli_package,
+    cli_profile,
+    cli_rank,
+    cli_report,
+    cli_search,
+)
 from graphprune.cli_common import Debug, Json, Model, console, emit, working
 from graphprune.cli_options import describe_passes, recipe_of, with_pass_options
 from graphprune.errors import CheckError, GraphpruneError
@@ -81,10 +91,13 @@ def build_app(arguments: list[str]) -> typer.Typer:
     app.command("prune", epilog=_PRUNE_EXAMPLES)(with_pass_options(prune, look_up=look_up))
     cli_measure.add_to(app)
     cli_bench.add_to(app)
+    cli_heal.add_to(app)
     cli_generate.add_to(app)
     cli_profile.add_to(app)
+    cli_rank.add_to(app)
     cli_report.add_to(app)
     cli_package.add_to(app)
+    cli_search.add_to(app)
     return app
 
 

@@ -90,7 +90,7 @@ class Grid(Given):
         """The inputs: every batch with every length, or the texts or arrays that are given."""
         from graphprune.play import Source
 
-        batches, lengths = _sizes(self.batch, "--batch"), _sizes(self.sequence, "--sequence")
+        batches, lengths = sizes_of(self.batch, "--batch"), sizes_of(self.sequence, "--sequence")
         if not self.given:
             return tuple(Source(batch=b, sequence=s, seed=self.seed) for b in batches for s in lengths)
         if len(batches) * len(lengths) > 1:
@@ -185,7 +185,7 @@ def _by_provider(options: list[str] | tuple[str, ...]) -> dict[str, dict[str, st
     return found
 
 
-def _sizes(text: str, option: str) -> tuple[int, ...]:
+def sizes_of(text: str, option: str) -> tuple[int, ...]:
     """`1,8` as numbers, each once."""
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isdecimal() and len(part) < _DIGITS and int(part) for part in parts):

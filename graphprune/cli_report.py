@@ -31,19 +31,25 @@ def report(
         str, typer.Option(help="More sizes to time, batch x length, with commas.")
     ] = "1x32,8x128",
     rounds: Annotated[int, typer.Option(min=2, help="Times that everything timed runs.")] = 12,
+    ranking: Annotated[
+        Path | None, typer.Option(help="What `graphprune rank --json` printed, to be shown.")
+    ] = None,
     inputs: Inputs = Inputs(sequence=128),
     runtime: Runtime = Runtime(threads=1),
     as_json: Json = False,
 ) -> None:
     """Write one HTML page: the stream by time, parameters and importance, latency, memory, the recipe."""
+    from graphprune.importance.exchange import read_ranking
     from graphprune.report.writing import write_report
 
+    ranked = None if ranking is None else read_ranking(ranking)
     screen = console(stderr=True)
     with screen.status("") as status:
         path = write_report(
             model, out,
             dense=dense, source=inputs.source(dense or model), settings=runtime.settings(),
-            rounds=rounds, steps=steps, cells=_cells(sizes), command=_command(), on_step=status.update,
+            rounds=rounds, steps=steps, cells=_cells(sizes), ranking=ranked,
+            command=_command(), on_step=status.update,
         )  # fmt: skip
     if as_json:
         emit({"out": str(path), "bytes": path.stat().st_size})

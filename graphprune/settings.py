@@ -86,6 +86,12 @@ class Settings:
             if self.providers != ("auto",) and short_name(name) not in map(short_name, self.providers):
                 raise RunError(f"options are given for the provider {name!r}, which is not asked for")
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """As it is pickled: read-only mappings cannot be."""
+        options = {name: dict(given) for name, given in self.provider_options.items()}
+        values = (self.providers, self.threads, self.level, self.memory, self.binding, self.cache, options)
+        return Settings, values
+
     def choices(self) -> tuple[tuple[str, ...], ...]:
         """The providers to try, in turn, by their short names.
 

@@ -66,8 +66,13 @@ APPLICATION = {
     "profiler",
     "roofline",
     "influence",
+    "ranking",
     "tracing",
     "scoring",
+    "data",
+    "healing",
+    "importance",
+    "searching",
 }
 PASS_MAY_IMPORT = {"prunepass", "architecture", "surgery", "errors"}
 HEAVY = {"torch", "transformers", "optimum"}

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +57,12 @@ def test_settings_leave_the_numbers_alone(model: Path, settings: Settings) -> No
 def test_what_does_not_exist_is_an_error(given: dict[str, object], said: str) -> None:
     with pytest.raises(RunError, match=said):
         Settings(**given)  # type: ignore[arg-type]
+
+
+def test_settings_can_be_sent_to_another_process() -> None:
+    given = Settings(("cpu",), 2, cache=Path("c"), provider_options={"cpu": {"a": "1"}})
+    for settings in (Settings(), given):
+        assert pickle.loads(pickle.dumps(settings)) == settings
 
 
 def test_a_provider_that_is_not_installed_names_its_package(model: Path) -> None:

@@ -56,6 +56,8 @@ _SPACE = re.compile(r"\s*([MLQCz])\s*")
 _LONG_NUMBER = re.compile(r"-?\d+\.\d{2,}")
 _HREF = "{http://www.w3.org/1999/xlink}href"
 _LINK = re.compile(r"url\(#([^)]+)\)")
+# A colour of the page with the one for light paper.
+_VARIABLE = re.compile(r"var\(--plot-[a-z_0-9-]+,(#[0-9a-f]{6})\)")
 _INHERITED = ("font-family", "stroke-linejoin", "text-anchor: start")
 _STYLE = {
     "svg.fonttype": "none",
@@ -118,6 +120,13 @@ def svg(figure: Figure, name: str, title: str, description: str) -> str:
     _unwrap(root)
     _label(root, name, title, description)
     return ElementTree.tostring(root, encoding="unicode")
+
+
+def standalone(text: str) -> str:
+    """An `<svg>` element of a page as a file of its own, in the colours for light paper."""
+    plain = _VARIABLE.sub(r"\1", text)
+    start = '<svg xmlns="http://www.w3.org/2000/svg" font-family="sans-serif"'
+    return f"{plain.replace('<svg', start, 1)}\n"
 
 
 def _parsed(text: str) -> ElementTree.Element:

@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, TypeVar
 from graphprune.errors import GraphpruneError, LoadError
 from graphprune.report.ancestry import Origin, not_the_source, origin_of, plan_again
 from graphprune.report.drawing import draw
+from graphprune.report.searched import read_searched
 from graphprune.report.subject import Side, Subject
 
 if TYPE_CHECKING:
     from graphprune.compare import Verification
+    from graphprune.importance.results import Ranking
     from graphprune.pipeline import Plan
     from graphprune.play import Source
     from graphprune.roofline import Limit, Peak
@@ -58,6 +60,7 @@ def gather(
     wanted: Wanted,
     *,
     command: str = "",
+    ranking: Ranking | None = None,
     on_step: Callable[[str], None] = lambda step: None,
 ) -> Subject:
     """All of it; only what cannot be read at all raises (`LoadError`, `GraphError`)."""
@@ -66,6 +69,8 @@ def gather(
     other = None if dense is None else _side(names[0], dense, wanted, log)
     own = _side(names[-1], model, wanted, log)
     origin, plan = _origin(own, other, log)
+    searched, doubt = read_searched(model, origin)
+    log.notes.extend([doubt] if doubt else [])
     influence = log.attempt("importance", lambda: _importance(other or own, wanted, log))
     limits = log.attempt("the limits of the machine", lambda: _limits(own, wanted))
     peak = log.attempt("the speed of the machine", lambda: _peak(own, wanted)) if limits else None
@@ -75,7 +80,7 @@ def gather(
     agreement = None if other is None else _agreement(other, own, wanted, log)
     return Subject(
         own, other, origin, plan, stacks, wanted.settings, _said(wanted.source, own), command, bench,
-        agreement, tuple(dict.fromkeys(log.notes)), peak,
+        agreement, tuple(dict.fromkeys(log.notes)), peak, ranking, searched,
     )  # fmt: skip
 
 

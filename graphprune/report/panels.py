@@ -43,7 +43,7 @@ def panel(figure: Figure, top: float, lines: int, *, left: float, right: float, 
     return axes
 
 
-def quiet(axes: Axes, *, grid: Literal["x", "both"] = "x") -> None:
+def quiet(axes: Axes, *, grid: Literal["x", "y", "both"] = "x") -> None:
     """No box, small muted numbers, thin lines behind everything."""
     axes.spines[:].set_visible(False)
     axes.tick_params(which="both", length=0, labelsize=FONT, labelcolor=colour("muted"), pad=4)

@@ -10,10 +10,12 @@ if TYPE_CHECKING:
 
     from graphprune.bundle import Bundle
     from graphprune.compare import Verification
+    from graphprune.importance.results import Ranking
     from graphprune.pipeline import Plan
     from graphprune.profiler import Profile
     from graphprune.report.ancestry import Origin
     from graphprune.report.drawing import DrawnStack
+    from graphprune.report.searched import SearchedRun
     from graphprune.roofline import Peak
     from graphprune.settings import Settings
     from graphprune.sizes import Sizes
@@ -52,8 +54,9 @@ class Subject:
     `model` is what the report is about, `dense` what it was made from, where that was given; `plan` is its
     recipe, planned again on `dense`. `stacks` are the drawing: of the dense model, with what
     went, or of the model alone. `inputs` says in words what the models ran on, `command` how to make the
-    report again; `peak` is the machine's at the type in which the model mostly multiplies. What could not be
-    measured is None, and `notes` say why.
+    report again; `peak` is the machine's at the type in which the model mostly multiplies. `ranking` is
+    what `rank` found, where that was given, and `searched` the search that made the model. What could not
+    be measured is None, and `notes` say why.
     """
 
     model: Side
@@ -68,6 +71,8 @@ class Subject:
     agreement: Verification | None = None
     notes: tuple[str, ...] = ()
     peak: Peak | None = None
+    ranking: Ranking | None = None
+    searched: SearchedRun | None = None
 
     @property
     def sides(self) -> tuple[Side, ...]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from graphprune.errors import SaveError
 
 if TYPE_CHECKING:
+    from graphprune.importance.results import Ranking
     from graphprune.play import Source
     from graphprune.report.subject import Section
     from graphprune.settings import Settings
@@ -27,6 +28,7 @@ def write_report(
     steps: int = 0,
     cells: Sequence[tuple[int, int]] = CELLS,
     extra: Iterable[Section] = (),
+    ranking: Ranking | None = None,
     command: str = "",
     on_step: Callable[[str], None] = lambda step: None,
 ) -> Path:
@@ -37,7 +39,8 @@ def write_report(
     tokens for models that take a cache; whole calls also at each of `cells`, (batch, length), unless
     `source` holds arrays. `settings` are those of all runs, one thread on the CPU by default; everything
     that is timed runs `rounds` times. `extra` sections stand at the end; scripts in them do not run.
-    `command` is shown as the way to make the page again. `on_step` is told what is measured next.
+    `ranking` is what `rank` found of the dense model, or of this one. `command` is shown as the way to make
+    the page again. `on_step` is told what is measured next.
 
     What cannot be measured is noted on the page. An existing page is replaced, whole or not at all, and no
     file of another kind.
@@ -58,8 +61,9 @@ def write_report(
         source or Source(sequence=128), settings or Settings(threads=1), rounds, steps, tuple(cells)
     )
     subject = gather(
-        Path(model), None if dense is None else Path(dense), wanted, command=command, on_step=on_step
-    )
+        Path(model), None if dense is None else Path(dense), wanted,
+        command=command, ranking=ranking, on_step=on_step,
+    )  # fmt: skip
     on_step("writing the page")
     write_text(target, page(subject, extra))
     return target

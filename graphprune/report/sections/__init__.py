@@ -12,9 +12,12 @@ from typing import TYPE_CHECKING
 from graphprune.report.sections.agreement import agreement
 from graphprune.report.sections.blocks import blocks
 from graphprune.report.sections.footprint import footprint
+from graphprune.report.sections.healing import healing
+from graphprune.report.sections.importance import importance
 from graphprune.report.sections.latency import latency
 from graphprune.report.sections.layers import layers
 from graphprune.report.sections.repeat import repeat
+from graphprune.report.sections.search import search
 from graphprune.report.sections.sizes import sizes
 from graphprune.report.sections.stream import stream
 from graphprune.report.sections.summary import summary
@@ -30,6 +33,9 @@ SECTIONS: tuple[Callable[[Subject], Section | None], ...] = (
     latency,
     footprint,
     layers,
+    search,
+    healing,
+    importance,
     blocks,
     repeat,
 )

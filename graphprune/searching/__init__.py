@@ -1,0 +1,1 @@
+"""What to remove: costs, candidates, and the search among them."""

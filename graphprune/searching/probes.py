@@ -1,0 +1,124 @@
+"""Pruned models by which the costs of blocks are found: blocks that are alike are taken out together.
+
+What one block costs is told best by a model without half of its kind: one alone goes under in the noise of
+timing, and what a search finds lacks about as many.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from graphprune.errors import EditError, RunError, SelectionError
+from graphprune.searching.building import droppable, plain_recipe, save_values
+from graphprune.searching.costs import Costs
+from graphprune.surgery import place_for
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from graphprune.architecture import Stack
+    from graphprune.bundle import Bundle
+    from graphprune.healing.choice import Action
+    from graphprune.pipeline import Pruned
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Blocks of one stack that are alike: the same kind, as many parameters and products.
+
+    `gone` are those that its probes lack, every second one. `stood_in` are the widths of the blocks of the
+    stack that a linear or a constant can stand in for; empty but in one group of the stack, for all of it.
+    """
+
+    members: tuple[str, ...]
+    gone: tuple[str, ...]
+    stood_in: Mapping[str, int] = field(default_factory=dict)
+
+
+# The share that the probes of each group save, by the action on the blocks that they lack: one for each cell,
+# such as a size of input.
+Shares: TypeAlias = "Mapping[Group, Mapping[Action, Sequence[float]]]"
+
+
+def groups_of(bundle: Bundle) -> tuple[Group, ...]:
+    """The groups of all stacks of a bundle, copies of a stack once."""
+    from graphprune.survey import distinct_stacks, inspect
+
+    files = inspect(bundle)
+    able = {id for file in files for id in droppable(file.architecture)}
+    return tuple(group for stack in distinct_stacks(files) for group in _groups(stack, able))
+
+
+def _groups(stack: Stack, able: set[str]) -> Iterator[Group]:
+    alike: dict[object, list[str]] = {}
+    for block in stack.blocks:
+        if block.droppable and block.id in able:
+            alike.setdefault((block.kind, block.parameters, block.macs), []).append(block.id)
+    found = {block.id: place_for(block) for block in stack.blocks}
+    widths = {id: place.width for id, place in found.items() if not isinstance(place, str)}
+    groups = [Group(tuple(ids), tuple(ids[1::2] or ids)) for ids in alike.values()]
+    fitting = [group for group in groups if widths.keys() >= set(group.gone)]
+    first = max(fitting, key=lambda group: len(group.gone), default=None)
+    for group in groups:
+        yield Group(group.members, group.gone, widths) if group is first else group
+
+
+def probes(bundle: Bundle, group: Group, folder: Path) -> dict[Action, Pruned]:
+    """Models without the blocks of a group that are `gone`, and with what can stand in their place.
+
+    `folder` takes the values for as long as they are used. There are none where those blocks cannot be
+    dropped, which is logged.
+    """
+    from graphprune.pipeline import prune
+    from graphprune.recipe import from_options
+
+    try:
+        found: dict[Action, Pruned] = {
+            "drop": prune(bundle, recipe=plain_recipe(bundle, dict.fromkeys(group.gone, "drop")))
+        }
+    except (EditError, RunError, SelectionError) as error:
+        log.info("what %s cost is not known: %s", ", ".join(group.gone), error)
+        return {}
+    if group.stood_in:
+        values = folder / "values.npz"
+        save_values(values, _some_values(group))
+        options = {"blocks": group.gone, "values": str(values)}
+        found["linear"] = prune(bundle, recipe=from_options({"replace_linear": options}))
+        found["mean"] = prune(bundle, recipe=from_options({"replace_mean": options}))
+    return found
+
+
+def _some_values(group: Group) -> dict[str, NDArray[Any]]:
+    """Random values to stand in for blocks: any cost the same."""
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    values: dict[str, NDArray[Any]] = {}
+    for block in group.gone:
+        width = group.stood_in[block]
+        values[f"{block}/linear"] = rng.normal(0, 0.01, (width, width)).astype(np.float32)
+        values[f"{block}/constant"] = rng.normal(0, 0.01, width).astype(np.float32)
+    return values
+
+
+def costs_of(total: float, shares: Shares) -> Costs:
+    """The costs of all blocks of a model that costs `total`.
+
+    Cells count alike, however large: of what is saved in each the mean is taken.
+    """
+    blocks: dict[str, float] = {}
+    stands: dict[Action, dict[str, float]] = {"linear": {}, "mean": {}}
+    for group, by in shares.items():
+        saved = {action: total * fmean(cells) / len(group.gone) for action, cells in by.items()}
+        blocks |= dict.fromkeys(group.members, max(saved["drop"], 0.0))
+        for action in stands.keys() & saved.keys():
+            added = max(saved["drop"] - saved[action], 0.0)
+            stands[action] |= dict.fromkeys(group.stood_in, added)
+    return Costs(total, blocks, stands["linear"], stands["mean"])

@@ -1,0 +1,140 @@
+"""Searching all-MiniLM-L6-v2 for speed: what is found on training pairs of STS-B, told on the dev pairs.
+
+    python -m tools.bench_search --data FOLDER [--targets 1.5,2] [--jobs 2]
+
+FOLDER holds stsb-en-train.csv and stsb-en-dev.csv. For every speed-up there is a search on training pairs;
+what it found is scored on the dev pairs as it was written and, for comparison, with the same blocks dropped
+and nothing healed, and timed against the dense model at batch 1 and 32, in turns. A last search takes the
+data that come with graphprune, as when no data are named. Writes docs/benchmarks/search.md.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+import graphprune as gp
+from graphprune.data.judging import Judge, open_judge
+from graphprune.play import first_feeds
+from graphprune.searching.building import plain_recipe
+from graphprune.session import Session, open_session
+from tools.bench_latency import export_minilm
+from tools.measuring import command_line, environment, write_page
+
+SETTINGS = gp.Settings(threads=1)
+SIZES = tuple(gp.Source(batch=batch, sequence=32) for batch in (1, 32))
+COLUMNS = {"text": (0, 1), "label": 2, "metric": "spearman"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A search: its target, what it found and how long it took, the dev score of it and of it unhealed."""
+
+    title: str
+    found: gp.Search
+    minutes: float
+    healed: float
+    plain: float
+
+
+class Dev:
+    """The dev pairs, and the dense model's score on them."""
+
+    def __init__(self, model: Path, data: Path) -> None:
+        self.data = gp.read_data(data / "stsb-en-dev.csv", **COLUMNS)  # type: ignore[arg-type]
+        self.batches = self.data.batches(model)
+        self.judge: Judge = open_judge(self.data, self.batches, self._outputs(model))
+
+    def score(self, model: Path) -> float:
+        """The rank correlation of a model."""
+        return self.judge.score(self._outputs(model))
+
+    def _outputs(self, model: Path) -> Iterator[Mapping[str, np.ndarray]]:
+        session: Session = open_session(model / "model.onnx", model.name, SETTINGS)
+        return (session.run(first_feeds(session, batch.source)) for batch in self.batches)
+
+
+def searched(
+    model: Path, out: Path, dev: Dev, data: gp.Data | None, title: str, target: str, jobs: int
+) -> Row:
+    """One search, and what came of it."""
+    start = time.perf_counter()
+    found = gp.search(model, out, data, targets=[target], source=SIZES, settings=SETTINGS, jobs=jobs)
+    minutes = (time.perf_counter() - start) / 60
+    bundle, plain = gp.load(model), out.with_name(f"{out.name}-plain")
+    gp.prune(bundle, recipe=plain_recipe(bundle, found.best.choice)).save(plain)
+    row = Row(title, found, minutes, dev.score(out), dev.score(plain))
+    print(
+        f"{title}: {minutes:.1f} min, dev {row.healed:.4f}, unhealed {row.plain:.4f}, {found.timed}",
+        flush=True,
+    )
+    return row
+
+
+def timings(model: Path, outs: list[Path]) -> dict[tuple[str, int], str]:
+    """How many times as fast as the dense model, by model and batch."""
+    result = gp.bench([model, *outs], SIZES, settings=SETTINGS, footprint=False)
+    found = {}
+    for one in result.timings:
+        if one.ratio is not None:
+            low, high = one.low or one.ratio, one.high or one.ratio
+            found[one.model, one.batch] = f"{1 / one.ratio:.2f} ({1 / high:.2f} to {1 / low:.2f})"
+    return found
+
+
+def page(dense: float, rows: list[Row], faster: Mapping[tuple[str, int], str]) -> Iterator[str]:
+    """The page."""
+    yield "# Searching all-MiniLM-L6-v2"
+    yield ""
+    yield f"`python -m tools.bench_search` on {environment('optuna', 'joblib')},"
+    yield "one thread of ONNX Runtime. Blocks are chosen and healed on training pairs of STS-B; Spearman's"
+    yield f"correlation (× 100) is that of the dev pairs, which no search saw: {100 * dense:.2f} of the dense model."
+    yield "Speed is that of the written model against the dense one, in turns, at length 32, with the 95% interval."
+    yield ""
+    yield "| target | dev | of dense | unhealed | batch 1 | batch 32 | minutes |"
+    yield "|---|--:|--:|--:|--:|--:|--:|"
+    for row in rows:
+        name = row.found.out.name if row.found.out else ""
+        yield (
+            f"| {row.title} | {100 * row.healed:.2f} | {row.healed / dense:.2%} | {100 * row.plain:.2f} "
+            f"| {faster[name, 1]} | {faster[name, 32]} | {row.minutes:.1f} |"
+        )
+    for row in rows:
+        yield ""
+        yield f"**{row.title}**"
+        yield ""
+        for block, action in row.found.best.choice.items():
+            yield f"- {block}: {action}"
+    yield ""
+
+
+def main() -> None:
+    """The command line."""
+    parser = command_line(__doc__)
+    parser.add_argument("--data", type=Path, required=True, help="the folder with the pairs")
+    parser.add_argument("--targets", default="1.5,2", help="speed-ups, by commas")
+    parser.add_argument("--pairs", type=int, default=2500, help="training pairs to choose and heal by")
+    parser.add_argument("--jobs", type=int, default=2)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        model = export_minilm(folder / "dense")
+        dev = Dev(model, options.data)
+        train = gp.read_data(options.data / "stsb-en-train.csv", **COLUMNS, limit=options.pairs)
+        rows = []
+        for target in options.targets.split(","):
+            out = folder / f"faster-{target}"
+            rows.append(searched(model, out, dev, train, f"× {target}", f"speedup={target}", options.jobs))
+        out = folder / "default"
+        rows.append(searched(model, out, dev, None, "× 1.5, no data named", "speedup=1.5", options.jobs))
+        faster = timings(model, [row.found.out for row in rows if row.found.out])
+        write_page("search.md", page(dev.judge.dense, rows, faster))
+
+
+if __name__ == "__main__":
+    main()
