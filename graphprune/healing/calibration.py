@@ -48,12 +48,17 @@ _TOLERANCE = 2e-3
 
 @dataclass(eq=False)
 class _Walked:
-    """The streams that healed ways have led to, as many as go into `limit` bytes."""
+    """The streams that healed ways have led to, as many as go into `limit` bytes.
+
+    What was fitted on these ways is in memory, as much as goes into `weights` bytes.
+    """
 
     limit: int = 4 << 30
+    weights: int = 256 << 20
     ways: OrderedDict[_Way, tuple[Mended, int]] = field(default_factory=OrderedDict)
     spool: Spool = field(default_factory=Spool)
     size: int = 0
+    fitted: int = 0
 
     def keep(self, way: _Way, mended: Mended, streams: Iterator[Array]) -> None:
         size = count = 0
@@ -62,9 +67,11 @@ class _Walked:
             size, count = size + stream.nbytes, number + 1
         self.ways[way] = (mended, size)
         self.size += size
-        while self.size > self.limit and len(self.ways) > 1:
-            old, (_, freed) = self.ways.popitem(last=False)
+        self.fitted += mended.nbytes
+        while (self.size > self.limit or self.fitted > self.weights) and len(self.ways) > 1:
+            old, (gone, freed) = self.ways.popitem(last=False)
             self.size -= freed
+            self.fitted -= gone.nbytes
             for number in range(count):
                 self.spool.forget((old, number))
 

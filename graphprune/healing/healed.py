@@ -90,6 +90,8 @@ def _values(piece: Piece, mended: Mended) -> dict[str, NDArray[Any]]:
         return found
     if mended.step.action == "keep":
         assert piece.projections is not None
+        if not len(mended.map.weight):
+            return found | {"bias": mended.map.bias}
         ends = np.cumsum([len(part.weight) for part in piece.projections.parts])[:-1]
         parts = np.split(mended.map.weight, ends)
         return found | {f"weight.{n}": part for n, part in enumerate(parts)} | {"bias": mended.map.bias}

@@ -47,12 +47,20 @@ class HealStep:
 
 @dataclass(frozen=True, eq=False)
 class Mended:
-    """A block as it is from now on: its map (of what its action reads), its norm where that changed."""
+    """A block as it is from now on: its map (of what its action reads), its norm where that changed.
+
+    A map without rows in its weight is a bias alone.
+    """
 
     step: HealStep
     map: Affine | None = None
     factors: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None
     norm: PlainNorm | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of the map."""
+        return 0 if self.map is None else self.map.weight.nbytes
 
 
 @dataclass(frozen=True, eq=False)
@@ -238,6 +246,9 @@ def _side(work: _Work, map: Affine, norm: PlainNorm) -> tuple[Side, Spool]:
 
 def _mended(place: Place, step: HealStep, fit: Fit, norm: PlainNorm | None) -> Mended:
     """What has changed, and nothing else."""
-    changed = fit.name != "none"
     moved = norm if norm is not place.piece.norm else None
-    return Mended(step, fit.map if changed else None, fit.factors, moved)
+    if fit.name == "none":
+        return Mended(step, None, None, moved)
+    if place.piece.output is not None and fit.map.weight is place.piece.output.weight:
+        return Mended(step, Affine(np.zeros((0, len(fit.map.bias))), fit.map.bias), None, moved)
+    return Mended(step, fit.map.narrow, fit.factors, moved)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,19 +21,20 @@ Wide = NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class Affine:
-    """A map x → x @ `weight` + `bias`: [inputs, outputs] and [outputs], float64."""
+    """A map x → x @ `weight` + `bias`: [inputs, outputs] and [outputs]."""
 
-    weight: Wide
-    bias: Wide
+    weight: NDArray[np.floating[Any]]
+    bias: NDArray[np.floating[Any]]
 
     def __call__(self, x: Array) -> Array:
         """The map of [..., inputs], in float32."""
-        rows = x.reshape(-1, x.shape[-1]) @ self._narrow + self.bias.astype(np.float32)
+        rows: Array = x.reshape(-1, x.shape[-1]) @ self.narrow.weight + self.narrow.bias
         return rows.reshape(*x.shape[:-1], -1)
 
     @cached_property
-    def _narrow(self) -> Array:
-        return self.weight.astype(np.float32)
+    def narrow(self) -> Affine:
+        """The same in float32."""
+        return Affine(self.weight.astype(np.float32), self.bias.astype(np.float32))
 
 
 @dataclass(eq=False)

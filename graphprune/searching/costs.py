@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 class Costs:
     """What a model costs: `total`, and of it what goes with each block.
 
-    `blocks` is what dropping one saves, `linears` what a linear map of full rank in its place adds to
-    that, `means` a constant. Blocks that are not there can only be kept.
+    `blocks` is what dropping one saves, `linears` what a linear map of full rank in its place adds to that (a
+    patch is one, too), `means` a constant. Blocks that are not there can only be kept.
     """
 
     total: float
@@ -33,7 +33,9 @@ class Costs:
         """What an action on a block saves. Raises `SelectionError` where that is not known."""
         if action == "keep":
             return 0.0
-        added = {"drop": self.blocks, "linear": self.linears, "mean": self.means}[action]
+        added = {
+            "drop": self.blocks, "mean": self.means, "linear": self.linears, "patch": self.linears,
+        }[action]  # fmt: skip
         if block not in self.blocks or block not in added:
             raise SelectionError(f"what {block} costs with the action {action!r} was not measured")
         return self.blocks[block] - (0.0 if action == "drop" else added[block])

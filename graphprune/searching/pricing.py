@@ -36,7 +36,10 @@ class Pricing:
 
 
 def _known(costs: Costs, choice: Choice) -> Choice:
-    added = {"drop": costs.blocks, "linear": costs.linears, "mean": costs.means, "keep": costs.blocks}
+    added = {
+        "drop": costs.blocks, "mean": costs.means, "keep": costs.blocks,
+        "linear": costs.linears, "patch": costs.linears,
+    }  # fmt: skip
     return {
         block: action for block, action in choice.items() if block in costs.blocks and block in added[action]
     }
