@@ -169,9 +169,7 @@ def _renamings(flow: Flow, linear: Op, width: int) -> set[int]:
     work = list(found)
     while work:
         for reader in flow.consumers[work.pop()]:
-            same = reader.kind in TRANSPARENT or (
-                reader.kind == "Reshape" and last_dim(reader.node) == width
-            )
+            same = reader.kind in TRANSPARENT or (reader.kind == "Reshape" and last_dim(reader.node) == width)
             if same and reader.outputs[0] not in found:
                 found.add(reader.outputs[0])
                 work.append(reader.outputs[0])
