@@ -94,7 +94,7 @@ def page(dense: float, rows: list[Row], faster: Mapping[tuple[str, int], str]) -
     yield f"`python -m tools.bench_search` on {environment('optuna', 'joblib')},"
     yield "one thread of ONNX Runtime. Blocks are chosen and healed on training pairs of STS-B; Spearman's"
     yield f"correlation (× 100) is that of the dev pairs, which no search saw: {100 * dense:.2f} of the dense"
-    yield "model. Speed is that of the written model against the dense one, in turns, at length 32, with the 95%"
+    yield "model. Speed is that of the written model against the dense one, in turns, at length 32: the 95%"
     yield "interval."
     yield ""
     yield "| target | dev | of dense | unhealed | batch 1 | batch 32 | minutes |"
