@@ -19,7 +19,7 @@ from typing import Any
 import onnx_ir as ir
 
 from graphprune import storage, weights
-from graphprune.errors import LoadError, SaveError
+from graphprune.errors import LoadError, RunError, SaveError
 from graphprune.ortformat import SUFFIX, packaged
 from graphprune.reading import read_model
 
@@ -67,6 +67,15 @@ class Bundle:
     configs: Mapping[str, dict[str, Any]] = field(default_factory=dict)
     others: tuple[Path, ...] = ()
     repairs: tuple[str, ...] = ()
+
+    def only(self, done: str) -> ModelFile:
+        """Its one model. Raises `RunError` where it has several, of which one is to be `done` something."""
+        if len(self.files) != 1:
+            names = ", ".join(file.name for file in self.files)
+            raise RunError(
+                f"{self.folder} holds several models, and one is {done} at a time: name one of {names}"
+            )
+        return self.files[0]
 
     def clone(self) -> Bundle:
         """A copy whose graphs and configs can be changed; the (lazy) tensors are shared."""

@@ -35,16 +35,9 @@ def console(*, stderr: bool = False) -> Console:
 
 def emit(result: Any) -> None:
     """Print a result as JSON; what is not a number becomes null."""
-    typer.echo(json.dumps(_finite(result), indent=2, ensure_ascii=False, allow_nan=False, default=str))
+    from graphprune.jsonable import finite
 
-
-def _finite(value: Any) -> Any:
-    """`value` with infinities and not-a-numbers as None, which JSON cannot hold otherwise."""
-    if isinstance(value, float):
-        return value if value - value == 0 else None
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    return [_finite(item) for item in value] if isinstance(value, (list, tuple)) else value
+    typer.echo(json.dumps(finite(result), indent=2, ensure_ascii=False, allow_nan=False, default=str))
 
 
 def require_folder(path: Path | None, option: str) -> None:

@@ -149,10 +149,7 @@ def open_scorer(
     from graphprune.changed import open_changed
 
     bundle = load(path)
-    if len(bundle.files) != 1:
-        names = ", ".join(file.name for file in bundle.files)
-        raise RunError(f"{path} holds several models, and one is scored at a time: name one of {names}")
-    (file,) = bundle.files
+    file = bundle.only("scored")
     gates = _gated(file.model)
     if not gates.blocks:
         reason = next(iter(gates.declined.values()), "no blocks were found")

@@ -218,10 +218,7 @@ def open_calibration(
     if judged is None:
         fit, judged = fit.split(FITTED)
     bundle = load(path)
-    if len(bundle.files) != 1:
-        names = ", ".join(file.name for file in bundle.files)
-        raise RunError(f"{path} holds several models, and one is healed at a time: name one of {names}")
-    (file,) = bundle.files
+    file = bundle.only("healed")
     architecture = prepared(file.model)
     stack = only_stack(architecture, file.name)
     pieces = tuple(pieces_of(file, architecture, tuple(stack.blocks), settings))

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from graphprune.errors import SaveError
+from graphprune.jsonable import finite
 from graphprune.searching.asking import Asker, Budget
 from graphprune.searching.building import REPORT, to_text
 from graphprune.searching.evaluating import close_all, opened
-from graphprune.searching.found import Found, FoundStep, Judged, Search, finite
+from graphprune.searching.found import Found, FoundStep, Judged, Search
 from graphprune.searching.goals import Target, costs_of, goal_of, parse_target
 from graphprune.searching.hunt import Caught, Hunt
 from graphprune.searching.preparing import (
@@ -23,7 +24,6 @@ from graphprune.searching.preparing import (
     levels_of,
     open_space,
     require_actions,
-    require_alone,
     stored,
 )
 from graphprune.searching.pricing import price_model
@@ -138,7 +138,7 @@ def _begin(
 
     start.tell(f"reading {start.model.name}")
     bundle, data = load(start.model), start.data or read_data()
-    require_alone(bundle)
+    bundle.only("searched")
     levels = levels_of(start.model, data, replace(start.settings, threads=workers.threads), start.seed)
     if workers.jobs > 1:
         levels = stored(levels, start.folder)

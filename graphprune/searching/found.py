@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -132,12 +131,3 @@ def _step(one: FoundStep) -> dict[str, Any]:
 
 def _quality(one: Quality) -> dict[str, Any]:
     return {"score": one.score, "kept": one.kept, "error": one.error}
-
-
-def finite(value: Any) -> Any:
-    """The same with None for what is no number, which JSON cannot hold."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {key: finite(item) for key, item in value.items()}
-    return [finite(item) for item in value] if isinstance(value, (list, tuple)) else value

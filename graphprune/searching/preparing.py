@@ -121,13 +121,6 @@ def open_space(
     return space_of(architecture, able, actions, among), declined
 
 
-def require_alone(bundle: Bundle) -> None:
-    """Raise `RunError` where a bundle has several files."""
-    if len(bundle.files) != 1:
-        names = ", ".join(file.name for file in bundle.files)
-        raise RunError(f"the bundle holds several models, and one is searched at a time: name one of {names}")
-
-
 def identity_of(bundle: Bundle, data: Data, levels: Levels, space: Space, seed: int) -> dict[str, Any]:
     """What the quality of a choice depends on, to know a search again by."""
     from graphprune.bundle import fingerprint
