@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -56,7 +55,7 @@ class Questions:
     metric: Metric
     labels: NDArray[Any] | None
     sides: tuple[Side, ...] = ()
-    dense: Spool = field(default_factory=lambda: Spool(disk=sys.maxsize))
+    dense: Spool = field(default_factory=lambda: Spool())
 
     def score(self, outputs: Iterable[Outputs]) -> float:
         """The score of outputs, one mapping a batch. Raises `NotFiniteError`, `RunError`."""

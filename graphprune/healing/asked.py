@@ -18,7 +18,6 @@ from graphprune.selection import select_blocks
 
 if TYPE_CHECKING:
     from graphprune.architecture import Architecture
-    from graphprune.bundle import Bundle
     from graphprune.data.dataset import Data
     from graphprune.healing.repairs import Repairs
     from graphprune.pipeline import Pruned
@@ -32,7 +31,6 @@ class Healed:
     `healing` has the steps, the error and the score; `dense` is the dense model's score, both by `metric`.
     """
 
-    bundle: Bundle
     healing: Healing
     pruned: Pruned
     metric: str
@@ -43,11 +41,12 @@ class Healed:
 
         Raises `SaveError`, `CheckError`.
         """
-        from graphprune.searching.building import build
+        from graphprune.searching.building import VALUES, Built, save_values
 
         with tempfile.TemporaryDirectory(prefix="graphprune-") as folder:
-            built = build(self.bundle, self.healing.choice, self.healing, Path(folder))
-            return built.write(Path(out), overwrite=overwrite)
+            values = Path(folder) / VALUES
+            save_values(values, self.healing.values())
+            return Built(self.pruned, values).write(Path(out), overwrite=overwrite)
 
 
 def heal(
@@ -79,7 +78,7 @@ def heal(
     healing = opened.heal(choice)
     with tempfile.TemporaryDirectory(prefix="graphprune-") as folder:
         pruned = build(bundle, choice, healing, Path(folder)).pruned
-    return Healed(bundle, healing, pruned, opened.judge.metric, opened.judge.dense)
+    return Healed(healing, pruned, opened.judge.metric, opened.judge.dense)
 
 
 def choice_of(

@@ -10,11 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graphprune.healing.spool import Spool
+from graphprune.importance.streams import MASKS, fitting
 
 Array = NDArray[Any]
-
-# Inputs that are 0 where there is padding, by the names that exporters give them.
-_MASKS = ("attention_mask", "input_mask")
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,10 +44,8 @@ class Lot:
 
     def _kept(self, grid: tuple[int, ...]) -> NDArray[np.bool_] | None:
         """Which positions of a stream are not padding; None where all count, or no mask fits."""
-        mask = next((self.inputs.get((self.number, name)) for name in _MASKS if name in self.names), None)
+        mask = next((self.inputs.get((self.number, name)) for name in MASKS if name in self.names), None)
         if mask is None or mask.ndim != 2 or mask.all():
             return None
-        if len(grid) == 2 and grid[0] == mask.shape[0]:
-            mask = mask[:, -grid[1] :]
-        laid = next((one for one in (mask, mask.T, mask.reshape(-1)) if one.shape == grid), None)
-        return None if laid is None else laid.reshape(-1).astype(bool)
+        laid = fitting(mask.astype(bool), grid)
+        return None if laid is None else laid.reshape(-1)

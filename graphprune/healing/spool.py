@@ -16,23 +16,18 @@ from numpy.typing import NDArray
 
 from graphprune.errors import RunError
 
-MEMORY, UNLIMITED = 64 << 20, 1 << 62
+MEMORY = 64 << 20
 
 
 @dataclass(eq=False)
 class Spool:
-    """Arrays by key, at most `memory` bytes of them in memory and `disk` bytes in a temporary folder.
-
-    Where there is no room left for all, those that were not asked for the longest are forgotten.
-    """
+    """Arrays by key: at most `memory` bytes of them in memory, those that were asked for last."""
 
     memory: int = field(default_factory=lambda: MEMORY)
-    disk: int = UNLIMITED
     _here: OrderedDict[Hashable, NDArray[Any]] = field(default_factory=OrderedDict)
-    _there: OrderedDict[Hashable, Path] = field(default_factory=OrderedDict)
-    _shapes: dict[Hashable, tuple[tuple[int, ...], int]] = field(default_factory=dict)
+    _there: dict[Hashable, Path] = field(default_factory=dict)
+    _shapes: dict[Hashable, tuple[int, ...]] = field(default_factory=dict)
     _in_memory: int = 0
-    _on_disk: int = 0
     _written: int = 0
     _folder: Path | None = None
 
@@ -43,26 +38,23 @@ class Spool:
         """Keep an array. Raises `RunError` where the disk is full."""
         self.forget(key)
         self._here[key] = array
-        self._shapes[key] = array.shape, array.nbytes
+        self._shapes[key] = array.shape
         self._in_memory += array.nbytes
         while self._in_memory > self.memory and self._here:
             old, moved = self._here.popitem(last=False)
             self._in_memory -= moved.nbytes
             self._store(old, moved)
-        while self._on_disk > self.disk and self._there:
-            self.forget(next(iter(self._there)))
 
     def get(self, key: Hashable) -> NDArray[Any]:
         """The array kept under a key. Raises `KeyError` where there is none."""
         if key in self._here:
             self._here.move_to_end(key)
             return self._here[key]
-        self._there.move_to_end(key)
         return np.asarray(np.load(self._there[key]))
 
     def shape(self, key: Hashable) -> tuple[int, ...]:
         """The shape of the array kept under a key."""
-        return self._shapes[key][0]
+        return self._shapes[key]
 
     def forget(self, key: Hashable) -> None:
         """Let an array go, if it is there."""
@@ -70,7 +62,6 @@ class Spool:
             self._in_memory -= self._here.pop(key).nbytes
         elif key in self._there:
             self._there.pop(key).unlink()
-            self._on_disk -= self._shapes[key][1]
         self._shapes.pop(key, None)
 
     def _store(self, key: Hashable, array: NDArray[Any]) -> None:
@@ -86,4 +77,3 @@ class Spool:
             ) from error
         self._written += 1
         self._there[key] = path
-        self._on_disk += array.nbytes

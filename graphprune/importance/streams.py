@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     Rows = NDArray[np.float64]
 
 # Inputs that are 0 where there is padding, by the names that exporters give them.
-_MASKS = ("attention_mask", "input_mask")
+MASKS = ("attention_mask", "input_mask")
 _TOKENS = ("input_ids", "decoder_input_ids")
 
 
@@ -75,7 +75,7 @@ def _masks(taps: Taps, model: ir.Model) -> dict[Stack, str]:
 def _mask_of(stack: Stack, model: ir.Model) -> str:
     """The input that tells which tokens of a stack are padding; "" where it reads none."""
     inputs = {value.name: value for value in model.graph.inputs}
-    name = next((name for name in _MASKS if name in inputs), "")
+    name = next((name for name in MASKS if name in inputs), "")
     inside = {node for block in stack.blocks for node in block.nodes}
     return name if name and not _readers(inputs[name]).isdisjoint(inside) else ""
 
@@ -213,12 +213,12 @@ def _rows(stream: Array, mask: Array | None) -> Rows:
     """A stream [positions …, channels] as float64 [positions, channels], less what `mask` leaves out."""
     import numpy as np
 
-    kept = None if mask is None else _fitting(mask.astype(bool), stream.shape[:-1])
+    kept = None if mask is None else fitting(mask.astype(bool), stream.shape[:-1])
     chosen = stream if kept is None else stream[kept]
     return chosen.reshape(-1, stream.shape[-1]).astype(np.float64)
 
 
-def _fitting(mask: NDArray[np.bool_], grid: tuple[int, ...]) -> NDArray[np.bool_] | None:
+def fitting(mask: NDArray[np.bool_], grid: tuple[int, ...]) -> NDArray[np.bool_] | None:
     """A mask [rows, tokens] in the order of the stream's positions; None where it is not about them."""
     if len(grid) == 2 and grid[0] == mask.shape[0]:
         mask = mask[:, -grid[1] :]
