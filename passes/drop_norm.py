@@ -45,7 +45,8 @@ class DropNorm:
                 )
             else:
                 kinds = ", ".join(f"{norm.role} {norm.kind} norm" for norm in norms)
-                yield Edit(block.id, f"drop the {kinds}", partial(_bypass, norms))
+                behind = tuple(norms) if all(norm.role == "post" for norm in norms) else ()
+                yield Edit(block.id, f"drop the {kinds}", partial(_bypass, norms), norms=behind)
 
 
 def _embedded(norm: Norm) -> bool:

@@ -138,13 +138,26 @@ class Calibration:
         steps: list[tuple[Action, int]] = []
         for number, action in enumerate(actions):
             target = number + 1
-            if action != "drop" and self.pieces[number].norm is None:
-                while (
-                    target < len(actions) and actions[target] == "drop" and self.pieces[target].norm is None
-                ):
+            if self._takes_over(number, action):
+                while target < len(actions) and actions[target] == "drop" and self._alike(number, target):
                     target += 1
             steps.append((action, target))
         return [tuple(steps[: number + 1]) for number in range(len(steps))]
+
+    def _takes_over(self, number: int, action: Action) -> bool:
+        """Whether a block is fitted to what it and the dropped ones behind it should give together.
+
+        With a norm behind each the last norm is the one that stays: a block must be free to change for that.
+        """
+        piece, tried = self.pieces[number], self.repairs
+        if piece.norm is None:
+            return action != "drop"
+        free = action == "linear" or (action == "keep" and tried.output and piece.projections is not None)
+        return free and tried.fold and tried.norm
+
+    def _alike(self, number: int, other: int) -> bool:
+        """Whether two blocks both have a norm behind them that can be refitted, or neither has."""
+        return (self.pieces[number].norm is None) == (self.pieces[other].norm is None)
 
     def _mended(self, way: _Way) -> Mended | None:
         """The last block of a way, mended; None where all is as in the dense model."""
@@ -158,19 +171,21 @@ class Calibration:
 
     def _place(self, way: _Way) -> Place:
         number, (action, target) = len(way) - 1, way[-1]
-        piece, tried = self.pieces[number], self.repairs
-        if target > number + 1:
+        piece, tried, last = self.pieces[number], self.repairs, self.pieces[target - 1]
+        if target > number + 1 and piece.norm is None:
             tried = replace(tried, output=tried.fold)
+        taken = any(aim > number for _, aim in way[:-1])
+        norm = None if taken else last.norm
 
         def sums(lot: int) -> Array:
-            return self.dense.get((0, number, lot)) if piece.norm is not None else ends(lot)
+            return self.dense.get((0, target - 1, lot)) if norm is not None else ends(lot)
 
         def ends(lot: int) -> Array:
             return self.dense.get((1, target, lot))
 
         return Place(
             piece, action, self.lots, lambda lot: self._stream(way[:-1], lot), sums, ends,
-            lambda lot: self.dense.shape((1, number + 1, lot)), self.spreads[target], tried,
+            lambda lot: self.dense.shape((1, number + 1, lot)), self.spreads[target], tried, norm, last.id,
         )  # fmt: skip
 
     def _stream(self, way: _Way, lot: int) -> Array:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +10,7 @@ import numpy as np
 
 from graphprune.healing.choice import Action
 from graphprune.healing.mending import HealStep, Mended
+from graphprune.healing.norming import PlainNorm
 from graphprune.healing.pieces import Piece
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ class Healing:
         for piece, one in zip(self.pieces, self.mended, strict=True):
             if one is not None:
                 found |= {f"{piece.id}/{key}": array for key, array in _values(piece, one).items()}
+                found |= {f"{one.norm_of}/{key}": array for key, array in _norm_values(one.norm).items()}
         return {key: np.ascontiguousarray(array, np.float32) for key, array in found.items()}
 
     def recipe(self, values: str) -> Recipe:
@@ -54,9 +56,18 @@ class Healing:
         for actions in (("drop",), ("linear", "patch"), ("mean",)):
             chosen = [piece for piece in self.pieces if self.choice.get(piece.id) in actions]
             options |= _passes(actions[0], chosen, values)
+        if gone := tuple(self._without_norm()):
+            options["drop_norm"] = {"blocks": gone, "which": "post"}
         if any(key.rpartition("/")[2] in _REFITTED for key in self.values()):
             options["refit"] = {"values": values}
         return from_options(options)
+
+    def _without_norm(self) -> Iterator[str]:
+        """The blocks whose norm goes: those that took over dropped ones, and these up to the last."""
+        ids = [piece.id for piece in self.pieces]
+        for number, one in enumerate(self.mended):
+            if one is not None and one.norm_of:
+                yield from ids[number : ids.index(one.norm_of)]
 
 
 _REFITTED = ("scale", "shift", "bias", *(f"weight.{number}" for number in range(8)))
@@ -81,23 +92,18 @@ def _passes(action: str, pieces: Sequence[Piece], values: str) -> dict[str, Any]
 
 
 def _values(piece: Piece, mended: Mended) -> dict[str, NDArray[Any]]:
-    found: dict[str, NDArray[Any]] = {}
-    if mended.norm is not None:
-        found["scale"] = mended.norm.scale
-        if mended.norm.shift is not None:
-            found["shift"] = mended.norm.shift
     if mended.map is None:
-        return found
+        return {}
     if mended.step.action == "keep":
         assert piece.projections is not None
         if not len(mended.map.weight):
-            return found | {"bias": mended.map.bias}
+            return {"bias": mended.map.bias}
         ends = np.cumsum([len(part.weight) for part in piece.projections.parts])[:-1]
         parts = np.split(mended.map.weight, ends)
-        return found | {f"weight.{n}": part for n, part in enumerate(parts)} | {"bias": mended.map.bias}
+        return {f"weight.{n}": part for n, part in enumerate(parts)} | {"bias": mended.map.bias}
     if mended.step.action == "patch":
-        return found | {"stream": mended.map.weight}
-    found["constant"] = mended.map.bias
+        return {"stream": mended.map.weight}
+    found: dict[str, NDArray[Any]] = {"constant": mended.map.bias}
     if mended.step.action == "linear":
         factors = mended.factors
         found |= (
@@ -106,3 +112,9 @@ def _values(piece: Piece, mended: Mended) -> dict[str, NDArray[Any]]:
             else {"linear.a": factors[0], "linear.b": factors[1]}
         )
     return found
+
+
+def _norm_values(norm: PlainNorm | None) -> dict[str, NDArray[Any]]:
+    if norm is None:
+        return {}
+    return {"scale": norm.scale} | ({} if norm.shift is None else {"shift": norm.shift})

@@ -49,13 +49,16 @@ class HealStep:
 class Mended:
     """A block as it is from now on: its map (of what its action reads), its norm where that changed.
 
-    A map without rows in its weight is a bias alone.
+    A map without rows in its weight is a bias alone. `norm` is in the place of the one behind the block
+    `norm_of`: itself, or the last of dropped ones that it took over, with a norm each; then the norms
+    before that one go.
     """
 
     step: HealStep
     map: Affine | None = None
     factors: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None
     norm: PlainNorm | None = None
+    norm_of: str = ""
 
     @property
     def nbytes(self) -> int:
@@ -67,8 +70,9 @@ class Mended:
 class Place:
     """A block in the walk: the streams that come in, and the dense model's values that should come out.
 
-    `sums` should be at its join, `ends` behind it (without a norm there they are one); `spread` is
+    `sums` should be at its join, `ends` behind `norm` (without one they are the same); `spread` is
     Σ‖y − ȳ‖² of `ends` over the rows that errors are told of. `shapes` are those of the streams behind it.
+    `norm_of` is the block that the norm is behind of.
     """
 
     piece: Piece
@@ -80,6 +84,8 @@ class Place:
     shapes: Callable[[int], tuple[int, ...]]
     spread: float
     tried: Repairs
+    norm: PlainNorm | None
+    norm_of: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,7 +127,7 @@ def _mend(place: Place) -> tuple[Mended, Iterator[Array]]:
     gathered = _gather(work)
     fit = _chosen(work, gathered)
     note = _note(gathered, fit)
-    if piece.norm is None:
+    if place.norm is None:
         step = HealStep(
             piece.id, place.action, fit.name,
             gathered.unhealed / place.spread, fit.error / place.spread, note,
@@ -216,7 +222,7 @@ def _with_norm(work: _Work, fit: Fit, note: str) -> tuple[Fit, PlainNorm, HealSt
 
     Returns the normalized sums, too.
     """
-    place, norm = work.place, work.place.piece.norm
+    place, norm = work.place, work.place.norm
     assert norm is not None
     unhealed, sums = _side(work, work.own, norm)
     found = []
@@ -246,9 +252,11 @@ def _side(work: _Work, map: Affine, norm: PlainNorm) -> tuple[Side, Spool]:
 
 def _mended(place: Place, step: HealStep, fit: Fit, norm: PlainNorm | None) -> Mended:
     """What has changed, and nothing else."""
-    moved = norm if norm is not place.piece.norm else None
+    moved = norm if norm is not place.norm else None
+    norm_of = "" if norm is None else place.norm_of
     if fit.name == "none":
-        return Mended(step, None, None, moved)
+        return Mended(step, None, None, moved, norm_of)
     if place.piece.output is not None and fit.map.weight is place.piece.output.weight:
-        return Mended(step, Affine(np.zeros((0, len(fit.map.bias))), fit.map.bias), None, moved)
-    return Mended(step, fit.map.narrow, fit.factors, moved)
+        bias = Affine(np.zeros((0, len(fit.map.bias))), fit.map.bias)
+        return Mended(step, bias, None, moved, norm_of)
+    return Mended(step, fit.map.narrow, fit.factors, moved, norm_of)

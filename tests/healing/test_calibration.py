@@ -73,7 +73,7 @@ def outputs(path: Path, opened: Calibration) -> list[dict[str, NDArray[np.float3
 
 def some_of_each(opened: Calibration) -> dict[str, Action]:
     """A choice with every action, and a block that is kept at both ends where there are enough."""
-    actions: list[Action] = ["drop", "linear", "patch", "mean", "drop"]
+    actions: list[Action] = ["drop", "linear", "drop", "drop", "patch", "mean", "drop"]
     first = 1 if len(opened.blocks) > 2 else 0
     return dict(zip(opened.blocks[first:-1] or opened.blocks, actions, strict=False))
 
@@ -100,7 +100,7 @@ def test_the_written_model_is_the_one_that_was_healed(name: str, task: str, tmp_
 def test_the_error_is_that_of_the_last_stream_on_rows_that_were_not_fitted_to(tmp_path: Path) -> None:
     path = Entry(families()["bert"], "optimum", "feature-extraction").folder()
     opened = open_calibration(path, random_data(path, tmp_path), settings=ONE, batch=5)
-    healing = opened.heal({opened.blocks[1]: "drop", opened.blocks[2]: "drop"})
+    healing = opened.heal({opened.blocks[0]: "drop", opened.blocks[1]: "drop"})
     masks = [lot.feeds["attention_mask"].astype(bool) for lot in opened.lots if lot.held]
 
     def rows(folder: Path) -> NDArray[np.float32]:
@@ -111,7 +111,7 @@ def test_the_error_is_that_of_the_last_stream_on_rows_that_were_not_fitted_to(tm
     expected = ((healed - dense) ** 2).sum() / ((dense - dense.mean(0)) ** 2).sum()
     assert healing.error == pytest.approx(expected, rel=1e-3)
     assert healing.steps[-1].after == pytest.approx(expected, rel=1e-3)
-    assert [step.block for step in healing.steps] == list(opened.blocks[1:])
+    assert [step.block for step in healing.steps] == list(opened.blocks)
     first = healing.steps[0]
     assert (first.action, first.repair) == ("drop", "norm")
     assert first.after < first.before
@@ -169,6 +169,25 @@ def test_a_block_before_dropped_ones_aims_behind_them(opened: Calibration) -> No
     healing = opened.heal({second: "drop", third: "drop"})
     assert healing.steps[0].block == first
     assert f"{first}/weight.0" in healing.values()
+
+
+def test_with_norms_behind_blocks_the_last_one_of_those_dropped_stays(tmp_path: Path) -> None:
+    path = Entry(families()["bert"], "optimum", "feature-extraction").folder()
+    opened = open_calibration(path, random_data(path, tmp_path), settings=ONE, batch=5)
+    first, second, third = opened.blocks[:3]
+    choice: Mapping[str, Action] = {second: "drop", third: "drop"}
+    healing = opened.heal(choice)
+    assert f"{first}/weight.0" in healing.values()
+    assert f"{third}/scale" in healing.values()
+    assert not {f"{first}/scale", f"{second}/scale"} & set(healing.values())
+    models = [gp.load(one).files[0].model for one in (path, written(path, healing, tmp_path))]
+    before, after = (sum(node.op_type == "LayerNormalization" for node in model.graph) for model in models)
+    assert after == before - 2
+    expected, found = list(opened.outputs(choice)), outputs(tmp_path / "out", opened)
+    key = "last_hidden_state"
+    for lot, one, other in zip((x for x in opened.lots if x.held), found, expected, strict=True):
+        rows = lot.feeds["attention_mask"].astype(bool)
+        np.testing.assert_allclose(one[key][rows], other[key][rows], atol=1e-5)
 
 
 def test_repairs_that_do_not_help_are_not_kept(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 
 from graphprune.errors import SelectionError
+from graphprune.passes.drop_ffn import DropFfn
 from graphprune.passes.drop_norm import DropNorm
 from tests.graphs import attention, ffn, norm, written
 from tests.passes.written import answers, pruned, text
@@ -31,6 +32,13 @@ def test_before_a_block() -> None:
 
 def test_after_a_block() -> None:
     assert text(pruned(POST, DropNorm("0"))) == text(written(PLAIN))
+
+
+def test_after_a_block_that_another_pass_drops() -> None:
+    found = pruned(POST, DropFfn("0"), DropNorm("encoder.0.ffn"))
+    after = f"""{attention("x", "a")} s = Add (x, a) {norm("s", "h")} y = Identity (h)"""
+    expected = written(after)
+    assert [n.op_type for n in found.graph] == [n.op_type for n in expected.graph if n.op_type != "Identity"]
 
 
 @pytest.mark.parametrize(("which", "stays"), [("pre", "post"), ("post", "pre"), ("block", "")])
