@@ -43,6 +43,9 @@ def heal(
         list[str] | None, typer.Option(help="Blocks that get one linear map in their place.")
     ] = None,
     mean: Annotated[list[str] | None, typer.Option(help="Blocks that get a constant in their place.")] = None,
+    half: Annotated[list[str] | None, typer.Option(help="FFNs that keep half of their neurons.")] = None,
+    quarter: Annotated[list[str] | None, typer.Option(help="FFNs that keep a quarter of them.")] = None,
+    eighth: Annotated[list[str] | None, typer.Option(help="FFNs that keep an eighth of them.")] = None,
     rank: Annotated[int, typer.Option(min=0, help="The rank of the linear maps; 0: full.")] = 0,
     data: DataOptions = DataOptions(),
     seed: Annotated[int, typer.Option(min=0, help="Seed of what is drawn from the data.")] = 0,
@@ -65,6 +68,7 @@ def heal(
     with working(f"healing {model}"):
         healed = run_heal(
             model, data.data(seed), drop=drop or (), linear=linear or (), mean=mean or (),
+            half=half or (), quarter=quarter or (), eighth=eighth or (),
             repairs=Repairs(rank=rank), settings=runtime.settings(),
         )  # fmt: skip
         written = None if dry_run or out is None else healed.save(out, overwrite=overwrite)

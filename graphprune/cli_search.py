@@ -27,7 +27,10 @@ graphprune search minilm out --data pairs.csv --text 0,1 --label 2 --metric spea
 graphprune search minilm out --target speedup=2 --target quality=0.99 --jobs 2 --resume"""
 _TARGET = "speedup=1.5, latency=3.2ms, parameters=0.7, macs=1.2G, size=50MB or quality=0.995; several times."
 _OUT = "The file or folder to write; not needed for a dry run."
-_ACTIONS = "What may become of a block: drop, mean (a constant), linear (one linear map)."
+_ACTIONS = (
+    "What may become of a block: drop, mean (a constant), linear (one linear map), half, quarter, eighth "
+    "(an FFN of so many of its neurons)."
+)
 _STORAGE = "The file that keeps all trials; .<OUT>.search beside OUT by default."
 _TRIALS = "Choices that are evaluated, at most."
 _BUDGET = "Seconds, at most; then the answer depends on the machine's speed."
@@ -42,7 +45,7 @@ def search(
     model: Model,
     out: Annotated[Path | None, typer.Argument(help=_OUT)] = None,
     target: Annotated[list[str] | None, typer.Option(help=_TARGET)] = None,
-    actions: Annotated[str, typer.Option(help=_ACTIONS)] = "drop,mean,linear",
+    actions: Annotated[str, typer.Option(help=_ACTIONS)] = "drop,linear,half,quarter,eighth",
     blocks: Annotated[str, typer.Option(help="The blocks to search among: a selection.")] = "all",
     data: DataOptions = DataOptions(),
     trials: Annotated[int, typer.Option(min=1, help=_TRIALS)] = 150,
@@ -66,7 +69,7 @@ def search(
 ) -> None:
     """Find the best model that reaches a target by removing blocks and healing the rest.
 
-    Blocks are dropped, or replaced by a constant or a linear map; what is left is fitted to the dense
+    Blocks are dropped, or replaced by a linear map, FFNs lose neurons; what is left is fitted to the dense
     model on one part of the data and judged on another. Latency is that of ONNX Runtime on this machine.
     """
     from graphprune.searching.flow import search as run_search

@@ -31,6 +31,9 @@ class Macs:
             total[names] = total.get(names, 0) + coefficient
         return Macs(tuple(sorted((n, c) for n, c in total.items() if c)))
 
+    def __sub__(self, other: Macs) -> Macs:
+        return self + Macs(tuple((names, -coefficient) for names, coefficient in other.terms))
+
     @property
     def names(self) -> tuple[str, ...]:
         """The dimensions that the count depends on, sorted."""

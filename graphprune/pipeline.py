@@ -236,6 +236,8 @@ def sizes_of(bundle: Bundle, files: Iterable[SurveyedFile], edits: Sequence[Edit
     macs = sum((_macs_left(block, gone, caches=block in keeping) for block in blocks), Macs())
     instead = {edit.removes[0]: edit.instead for edit in edits if edit.instead is not None}
     macs = sum((instead[block] for block in blocks if block in instead), macs)
+    for spared in (edit.spared for edit in edits if edit.spared is not None):
+        macs -= spared
     return sum((measure(file.model) for file in bundle.files), Sizes(macs=macs))
 
 

@@ -30,8 +30,9 @@ class Edit:
     go; `keeping` makes of a reason the same edit that leaves them, where there is such a one. `order`
     is given where the target is a stack: the numbers of its layers as they run afterwards.
     `instead` are the multiply-accumulates of what stands in the place of what is removed: None where
-    nothing does. `norms` are the norms behind joins that go along with `removes`; where that is empty,
-    those that change, which stay where their block goes without them.
+    nothing does. `spared` are those that a block that stays no longer does. `norms` are the norms behind
+    joins that go along with `removes`; where that is empty, those that change, which stay where their block
+    goes without them.
     """
 
     target: str
@@ -44,6 +45,7 @@ class Edit:
     keeping: Callable[[str], Edit] | None = None
     order: tuple[int, ...] = ()
     instead: Macs | None = None
+    spared: Macs | None = None
     norms: tuple[Norm, ...] = ()
 
 

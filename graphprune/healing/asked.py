@@ -56,14 +56,18 @@ def heal(
     drop: str | Iterable[str] = (),
     linear: str | Iterable[str] = (),
     mean: str | Iterable[str] = (),
+    half: str | Iterable[str] = (),
+    quarter: str | Iterable[str] = (),
+    eighth: str | Iterable[str] = (),
     repairs: Repairs | None = None,
     settings: Settings | None = None,
 ) -> Healed:
     """Take blocks out of a model, or replace them, and fit what is left to the dense model, in closed form.
 
-    `drop`, `linear` and `mean` are selections: layers (`2-4`: all of their blocks) and blocks
+    `drop` and the others are selections: layers (`2-4`: all of their blocks) and blocks
     (`encoder.1.ffn`), or blocks of one kind (`ffn:1-3`); several in a list. What is named by `linear` gets
-    one linear map in its place, by `mean` a constant. Three quarters of `data` (a sample text by default) are
+    one linear map in its place, by `mean` a constant, by `half`, `quarter` and `eighth` an FFN of so many of
+    its neurons. Three quarters of `data` (a sample text by default) are
     fitted to, the rest judges which repairs are kept. Raises `SelectionError`, `RunError`, `LoadError`.
     """
     from graphprune.bundle import load
@@ -72,7 +76,10 @@ def heal(
     from graphprune.survey import inspect
 
     bundle = load(model)
-    selections = {"drop": _listed(drop), "linear": _listed(linear), "mean": _listed(mean)}
+    asked = {
+        "drop": drop, "linear": linear, "mean": mean, "half": half, "quarter": quarter, "eighth": eighth,
+    }  # fmt: skip
+    selections = {action: _listed(one) for action, one in asked.items()}
     choice = choice_of([file.architecture for file in inspect(bundle)], selections)
     opened = open_calibration(model, data or read_data(), settings=settings, repairs=repairs)
     healing = opened.heal(choice)

@@ -19,7 +19,7 @@ import numpy as np
 from graphprune.data.dataset import Data
 from graphprune.data.judging import Judge, open_judge
 from graphprune.errors import RunError
-from graphprune.healing.choice import Action, Choice, require_choice
+from graphprune.healing.choice import SHARES, Action, Choice, require_choice
 from graphprune.healing.healed import Healing
 from graphprune.healing.mending import Mended, Place, mend
 from graphprune.healing.pieces import Piece, pieces_of
@@ -152,7 +152,9 @@ class Calibration:
         piece, tried = self.pieces[number], self.repairs
         if piece.norm is None:
             return action != "drop"
-        free = action == "linear" or (action == "keep" and tried.output and piece.projections is not None)
+        free = action in ("linear", *SHARES) or (
+            action == "keep" and tried.output and piece.projections is not None
+        )
         return free and tried.fold and tried.norm
 
     def _alike(self, number: int, other: int) -> bool:
@@ -287,7 +289,9 @@ def _borne_out(piece: Piece, lot: Lot, stream: Array, end: Array) -> Piece:
         off = float(np.abs(lot.rows(found) - lot.rows(end)).max()) / float(np.abs(lot.rows(end)).max())
         if not off <= _TOLERANCE:
             why = f"its parts put together differ by {off:.1%} from what it gives"
-            return replace(piece, projections=None, output=None, fixed=why, reason=piece.reason or why)
+            return replace(
+                piece, projections=None, output=None, fixed=why, reason=piece.reason or why, neurons=0
+            )
     return piece
 
 

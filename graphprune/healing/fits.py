@@ -17,6 +17,8 @@ Wide = NDArray[np.float64]
 STRENGTHS = (10.0, 1.0, 1e-1, 1e-2)
 # Of the largest eigenvalue: below, a matrix of covariances counts as singular.
 _SINGULAR = 1e-9
+# The share of all inputs that goes at once where there are too many.
+_AT_ONCE = 0.02
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +52,38 @@ def ridges(moments: Moments, strengths: tuple[float, ...] = STRENGTHS) -> Iterat
         damped = gram.copy()
         damped[np.diag_indices(inputs)] += max(strength, _SINGULAR) * mean
         yield moments.through_mean(cho_solve(cho_factor(damped, overwrite_a=True), cross))
+
+
+def narrowed(
+    moments: Moments, own: Affine, count: int, strength: float = 1e-1
+) -> tuple[NDArray[np.int64], Affine]:
+    """The `count` inputs by which y is told best, and the map x → y that reads no other.
+
+    The map is drawn toward `own` as `ridge` draws toward 0. Inputs go a few at a time, those first whose
+    going costs the least once the others have made up for it: optimal brain surgery (Hassibi and Stork, 1992)
+    on whole neurons, as in ZipLM (Kurtic et al. 2023, https://arxiv.org/abs/2302.04089). Raises `RunError`
+    where there are no rows.
+    """
+    if not moments.count:
+        raise RunError("there are no rows to fit to: give more data")
+    gram, cross = moments.covariances()
+    mean = max(float(np.trace(gram)) / len(gram), _SINGULAR)
+    gram[np.diag_indices(len(gram))] += max(strength, _SINGULAR) * mean
+    inverse = np.linalg.inv(gram)
+    weight = inverse @ (cross + strength * mean * own.weight)
+    left = np.arange(len(gram))
+    while len(left) > count:
+        cost = np.einsum("ij,ij->i", weight, weight) / np.diagonal(inverse)
+        order = np.argsort(cost, kind="stable")
+        some = max(1, min(len(left) - count, round(_AT_ONCE * len(gram))))
+        gone, stay = np.sort(order[:some]), np.sort(order[some:])
+        share = np.linalg.solve(inverse[np.ix_(gone, gone)], inverse[np.ix_(gone, stay)]).T
+        weight = weight[stay] - share @ weight[gone]
+        inverse = inverse[np.ix_(stay, stay)] - share @ inverse[np.ix_(gone, stay)]
+        left = left[stay]
+    whole = np.zeros(cross.shape)
+    whole[left] = weight
+    return left, moments.through_mean(whole)
 
 
 def low_rank(moments: Moments, fitted: Affine, rank: int) -> tuple[Wide, Wide]:

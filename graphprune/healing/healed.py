@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from graphprune.healing.choice import Action
+from graphprune.healing.choice import SHARES, Action
 from graphprune.healing.mending import HealStep, Mended
 from graphprune.healing.norming import PlainNorm
 from graphprune.healing.pieces import Piece
@@ -39,21 +39,21 @@ class Healing:
         """What became of every block from the first one that is not the dense model's."""
         return tuple(one.step for one in self.mended if one is not None)
 
-    def values(self) -> dict[str, NDArray[np.float32]]:
-        """The fitted values, float32, by `<block id>/<key>`, as the passes read them."""
+    def values(self) -> dict[str, NDArray[Any]]:
+        """The fitted values by `<block id>/<key>`, as the passes read them: float32; numbers int64."""
         found: dict[str, NDArray[Any]] = {}
         for piece, one in zip(self.pieces, self.mended, strict=True):
             if one is not None:
                 found |= {f"{piece.id}/{key}": array for key, array in _values(piece, one).items()}
                 found |= {f"{one.norm_of}/{key}": array for key, array in _norm_values(one.norm).items()}
-        return {key: np.ascontiguousarray(array, np.float32) for key, array in found.items()}
+        return {key: _as_stored(array) for key, array in found.items()}
 
     def recipe(self, values: str) -> Recipe:
         """The passes that make the healed model of the dense one; the `.npz` `values` holds `values()`."""
         from graphprune.recipe import from_options
 
         options: dict[str, Any] = {}
-        for actions in (("drop",), ("linear", "patch"), ("mean",)):
+        for actions in (("drop",), ("linear", "patch"), ("mean",), tuple(SHARES)):
             chosen = [piece for piece in self.pieces if self.choice.get(piece.id) in actions]
             options |= _passes(actions[0], chosen, values)
         if gone := tuple(self._without_norm()):
@@ -77,6 +77,8 @@ def _passes(action: str, pieces: Sequence[Piece], values: str) -> dict[str, Any]
     """The passes that do one action to blocks."""
     if not pieces:
         return {}
+    if action in SHARES:
+        return {"narrow_ffn": {"values": values, "blocks": tuple(piece.id for piece in pieces)}}
     if action != "drop":
         return {f"replace_{action}": {"blocks": tuple(piece.id for piece in pieces), "values": values}}
     found: dict[str, Any] = {}
@@ -101,6 +103,9 @@ def _values(piece: Piece, mended: Mended) -> dict[str, NDArray[Any]]:
         ends = np.cumsum([len(part.weight) for part in piece.projections.parts])[:-1]
         parts = np.split(mended.map.weight, ends)
         return {f"weight.{n}": part for n, part in enumerate(parts)} | {"bias": mended.map.bias}
+    if mended.neurons is not None:
+        weight = mended.map.weight[mended.neurons]
+        return {"neurons": mended.neurons, "neurons.weight": weight, "bias": mended.map.bias}
     if mended.step.action == "patch":
         return {"stream": mended.map.weight}
     found: dict[str, NDArray[Any]] = {"constant": mended.map.bias}
@@ -118,3 +123,7 @@ def _norm_values(norm: PlainNorm | None) -> dict[str, NDArray[Any]]:
     if norm is None:
         return {}
     return {"scale": norm.scale} | ({} if norm.shift is None else {"shift": norm.shift})
+
+
+def _as_stored(array: NDArray[Any]) -> NDArray[Any]:
+    return np.ascontiguousarray(array, np.int64 if np.issubdtype(array.dtype, np.integer) else np.float32)

@@ -10,12 +10,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graphprune.errors import RunError
-from graphprune.healing.choice import Action
+from graphprune.healing.choice import SHARES, Action
 from graphprune.healing.moments import Affine
 from graphprune.healing.norming import PlainNorm
 from graphprune.healing.patching import Magnitudes
 from graphprune.healing.pieces import Piece
-from graphprune.healing.repairs import Fit, Gathered, Repairs, Side, fitted_linear, fitted_output, moved
+from graphprune.healing.repairs import (
+    Fit,
+    Gathered,
+    Repairs,
+    Side,
+    fitted_linear,
+    fitted_narrow,
+    fitted_output,
+    moved,
+)
 from graphprune.healing.rows import Lot
 from graphprune.healing.spool import Spool
 
@@ -49,14 +58,15 @@ class HealStep:
 class Mended:
     """A block as it is from now on: its map (of what its action reads), its norm where that changed.
 
-    A map without rows in its weight is a bias alone. `norm` is in the place of the one behind the block
-    `norm_of`: itself, or the last of dropped ones that it took over, with a norm each; then the norms
-    before that one go.
+    A map without rows in its weight is a bias alone; `neurons` are the rows that stay of it, if not all.
+    `norm` is in the place of the one behind the block `norm_of`: itself, or the last of dropped ones that it
+    took over, with a norm each; then the norms before that one go.
     """
 
     step: HealStep
     map: Affine | None = None
     factors: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None
+    neurons: NDArray[np.int64] | None = None
     norm: PlainNorm | None = None
     norm_of: str = ""
 
@@ -193,6 +203,10 @@ def _chosen(work: _Work, gathered: Gathered) -> Fit:
         return fitted_output(gathered, own, place.tried)
     if place.action == "linear":
         return fitted_linear(gathered, place.tried)
+    if place.action in SHARES:
+        assert place.piece.output is not None
+        count = int(SHARES[place.action] * place.piece.neurons)
+        return fitted_narrow(gathered, place.piece.output, count, place.tried)
     if place.action == "mean":
         return moved(gathered, own, "mean")
     if place.action == "patch":
@@ -212,7 +226,7 @@ def _patch(place: Place, gathered: Gathered) -> Fit:
 
 def _note(gathered: Gathered, fit: Fit) -> str:
     inputs = len(gathered.fit.gram)
-    if fit.name in ("output", "linear") and gathered.fit.count <= inputs:
+    if fit.name in ("output", "linear", "neurons") and gathered.fit.count <= inputs:
         return f"{gathered.fit.count} rows for {inputs} inputs: the fit rests on its regularization"
     return ""
 
@@ -255,8 +269,8 @@ def _mended(place: Place, step: HealStep, fit: Fit, norm: PlainNorm | None) -> M
     moved = norm if norm is not place.norm else None
     norm_of = "" if norm is None else place.norm_of
     if fit.name == "none":
-        return Mended(step, None, None, moved, norm_of)
+        return Mended(step, norm=moved, norm_of=norm_of)
     if place.piece.output is not None and fit.map.weight is place.piece.output.weight:
         bias = Affine(np.zeros((0, len(fit.map.bias))), fit.map.bias)
-        return Mended(step, bias, None, moved, norm_of)
-    return Mended(step, fit.map.narrow, fit.factors, moved, norm_of)
+        return Mended(step, bias, norm=moved, norm_of=norm_of)
+    return Mended(step, fit.map.narrow, fit.factors, fit.neurons, moved, norm_of)

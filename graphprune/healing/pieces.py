@@ -12,11 +12,12 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from graphprune.dataflow import TRANSPARENT
-from graphprune.healing.choice import Action
+from graphprune.healing.choice import SHARES, Action
 from graphprune.healing.moments import Affine
 from graphprune.healing.norming import PlainNorm
 from graphprune.healing.segments import Segment, cut, reads_of
 from graphprune.surgery.fitted import PostNorm, Projections, output_projections, post_norm
+from graphprune.surgery.neurons import Neurons, ffn_neurons
 from graphprune.surgery.norms import epsilon_of
 
 if TYPE_CHECKING:
@@ -40,7 +41,8 @@ class Piece:
 
     `output` is the map of its output projections from what all its branches feed them, side by side; None
     where the block cannot be read so (`fixed` says why), and stays what it is. `norm` is its post-norm's γ
-    and β. `reason` says why the block can be neither dropped nor replaced.
+    and β. `reason` says why the block can be neither dropped nor replaced. `neurons` are those that an FFN
+    can lose some of.
     """
 
     block: Block
@@ -54,6 +56,7 @@ class Piece:
     fixed: str = ""
     reason: str = ""
     pre_norm: Norm | None = None
+    neurons: int = 0
 
     @property
     def id(self) -> str:
@@ -63,7 +66,10 @@ class Piece:
     @property
     def actions(self) -> tuple[Action, ...]:
         """What it can become besides kept."""
-        return () if self.reason else ("drop", "mean", "linear", "patch")
+        if self.reason:
+            return ()
+        narrower = tuple(one for one, share in SHARES.items() if int(share * self.neurons))
+        return ("drop", "mean", "linear", "patch", *narrower)
 
     def dense(self) -> Segment:
         """A session from the stream before it to the sum at its join and the stream behind it."""
@@ -81,7 +87,7 @@ class Piece:
 
         A linear reads the stream as the block's own pre-norm leaves it, where it has one.
         """
-        if action == "keep":
+        if action == "keep" or action in SHARES:
             return self.inner(feeds, stream)
         if action == "linear" and self.pre_norm is not None:
             return self._normed.run(feeds, stream)[0]
@@ -131,7 +137,7 @@ def pieces_of(
     start = blocks[0].stream_in
     for block in blocks:
         found = output_projections(block)
-        norm = post_norm(block)
+        norm, neurons = post_norm(block), ffn_neurons(block)
         own = {node: other for node, other in joins.items() if other != block.id}
         reason, fixed = _why_not(block, norm, own), found if isinstance(found, str) else ""
         projections = None if isinstance(found, str) else found
@@ -139,7 +145,7 @@ def pieces_of(
             block, start, file, architecture.model, settings, projections,
             None if projections is None else _map_of(projections),
             None if isinstance(norm, str) else _plain(norm),
-            fixed, reason, _pre_norm(block),
+            fixed, reason, _pre_norm(block), neurons.count if isinstance(neurons, Neurons) else 0,
         )  # fmt: skip
         start = block.stream_out
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from graphprune.healing.fits import STRENGTHS, low_rank, only_scale, ridges, scale_and_shift
+from graphprune.healing.fits import STRENGTHS, low_rank, narrowed, only_scale, ridges, scale_and_shift
 from graphprune.healing.moments import Affine, Channels, Moments
 from graphprune.healing.norming import PlainNorm
 
@@ -41,12 +41,16 @@ class Repairs:
 
 @dataclass(frozen=True, eq=False)
 class Fit:
-    """A map that was chosen: what it is called, itself, and the share of the variance that it leaves."""
+    """A map that was chosen: what it is called, itself, and the error that it leaves.
+
+    `factors` are its two factors, if it has any; `neurons` the inputs that it reads, if not all.
+    """
 
     name: str
     map: Affine
     error: float
     factors: tuple[Wide, Wide] | None = None
+    neurons: NDArray[np.int64] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,6 +107,17 @@ def _linears(gathered: Gathered, tried: Repairs) -> Iterator[Fit]:
         factors = low_rank(gathered.fit, full, tried.rank) if tried.rank else None
         map = full if factors is None else gathered.fit.through_mean(factors[0] @ factors[1])
         yield Fit("linear", map, gathered.error(map), factors)
+
+
+def fitted_narrow(gathered: Gathered, own: Affine, count: int, tried: Repairs) -> Fit:
+    """The output projection of an FFN that keeps `count` neurons, drawn toward its own."""
+    return _while_better(_narrow(gathered, own, count, tried))
+
+
+def _narrow(gathered: Gathered, own: Affine, count: int, tried: Repairs) -> Iterator[Fit]:
+    for strength in tried.strengths:
+        neurons, map = narrowed(gathered.fit, own, count, strength)
+        yield Fit("neurons", map, gathered.error(map), neurons=neurons)
 
 
 def _while_better(fits: Iterator[Fit]) -> Fit:

@@ -1,9 +1,9 @@
-"""What choices of blocks cost, by what every block costs: seconds, parameters, bytes."""
+"""What choices of blocks cost, by what every action on a block saves: seconds, parameters, bytes."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from graphprune.errors import SelectionError
@@ -14,48 +14,44 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Costs:
-    """What a model costs: `total`, and of it what goes with each block.
+    """What a model costs: `total`, and what of it every action saves, by block.
 
-    `blocks` is what dropping one saves, `linears` what a linear map of full rank in its place adds to that (a
-    patch is one, too), `means` a constant. Blocks that are not there can only be kept.
+    A patch is a linear map of full rank, too. Blocks that are not there can only be kept.
     """
 
     total: float
-    blocks: Mapping[str, float]
-    linears: Mapping[str, float] = field(default_factory=dict)
-    means: Mapping[str, float] = field(default_factory=dict)
+    saves: Mapping[Action, Mapping[str, float]]
 
     def of(self, choice: Choice) -> float:
         """The cost of a choice of blocks, as if those of its blocks added up."""
         return self.total - sum(self.saved(block, action) for block, action in choice.items())
 
+    def knows(self, block: str, action: Action) -> bool:
+        """Whether it is known what an action on a block saves."""
+        return action == "keep" or block in self.saves.get(_alike(action), {})
+
     def saved(self, block: str, action: Action) -> float:
         """What an action on a block saves. Raises `SelectionError` where that is not known."""
-        if action == "keep":
-            return 0.0
-        added = {
-            "drop": self.blocks, "mean": self.means, "linear": self.linears, "patch": self.linears,
-        }[action]  # fmt: skip
-        if block not in self.blocks or block not in added:
+        if not self.knows(block, action):
             raise SelectionError(f"what {block} costs with the action {action!r} was not measured")
-        return self.blocks[block] - (0.0 if action == "drop" else added[block])
+        return 0.0 if action == "keep" else self.saves[_alike(action)][block]
 
     def scaled(self, factor: float) -> Costs:
         """The same with every cost multiplied by `factor`."""
-        parts = (
-            {block: cost * factor for block, cost in one.items()}
-            for one in (self.blocks, self.linears, self.means)
-        )
-        return Costs(self.total * factor, *parts)
+        saves = {
+            action: {block: cost * factor for block, cost in by.items()} for action, by in self.saves.items()
+        }
+        return Costs(self.total * factor, saves)
 
     def to_json(self) -> dict[str, Any]:
         """As it is written."""
-        return {
-            "total": self.total, "blocks": dict(self.blocks), "linears": dict(self.linears),
-            "means": dict(self.means),
-        }  # fmt: skip
+        return {"total": self.total, "saves": {action: dict(by) for action, by in self.saves.items()}}
 
     @staticmethod
     def of_json(said: Mapping[str, Any]) -> Costs:
         """What `to_json` made."""
-        return Costs(said["total"], said["blocks"], said["linears"], said["means"])
+        return Costs(said["total"], said["saves"])
+
+
+def _alike(action: Action) -> Action:
+    return "linear" if action == "patch" else action

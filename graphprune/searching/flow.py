@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from graphprune.searching.workers import Workers
     from graphprune.settings import Settings
 
+# What may become of a block by default: a constant hardly ever beats dropping with the norm refitted.
+ACTIONS = ("drop", "linear", "half", "quarter", "eighth")
 # Choices that are evaluated at most.
 TRIALS = 150
 # The trials, in a folder that a search wrote.
@@ -52,7 +54,7 @@ def search(
     data: Data | None = None,
     *,
     targets: Sequence[str | Target],
-    actions: Sequence[str] = ("drop", "mean", "linear"),
+    actions: Sequence[str] = ACTIONS,
     blocks: str = "all",
     source: Source | Sequence[Source] | None = None,
     settings: Settings | None = None,

@@ -58,7 +58,7 @@ def measure_costs(
         cell: [one]
         for cell, one in _seconds(timed([dense], rounds=2, loads=1, warmup=_WARMUP), dense).items()
     }
-    each = sum(one[0] for one in totals.values()) * sum(4 if group.stood_in else 2 for group in groups)
+    each = sum(one[0] for one in totals.values()) * sum(1 + group.probed for group in groups)
     rounds = int(min(max(seconds / max(each, 1e-9) - _LOADS * (_WARMUP + 1), _FEWEST), _MOST))
     shares: dict[Group, dict[Action, list[float]]] = {}
     for group in groups:

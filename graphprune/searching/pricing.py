@@ -36,13 +36,7 @@ class Pricing:
 
 
 def _known(costs: Costs, choice: Choice) -> Choice:
-    added = {
-        "drop": costs.blocks, "mean": costs.means, "keep": costs.blocks,
-        "linear": costs.linears, "patch": costs.linears,
-    }  # fmt: skip
-    return {
-        block: action for block, action in choice.items() if block in costs.blocks and block in added[action]
-    }
+    return {block: action for block, action in choice.items() if costs.knows(block, action)}
 
 
 def price_model(

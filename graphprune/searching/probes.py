@@ -7,16 +7,19 @@ timing, and what a search finds lacks about as many.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+import numpy as np
+
 from graphprune.errors import EditError, RunError, SelectionError
+from graphprune.healing.choice import SHARES
 from graphprune.searching.building import droppable, plain_recipe, save_values
 from graphprune.searching.costs import Costs
-from graphprune.surgery import place_for
+from graphprune.surgery import Neurons, ffn_neurons, place_for
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -28,6 +31,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+# What is measured of FFNs with less neurons; what others save follows from it.
+PROBED: Action = "quarter"
+_STAND_INS: frozenset[Action] = frozenset(("linear", "mean"))
+
 
 @dataclass(frozen=True, eq=False)
 class Group:
@@ -35,11 +42,18 @@ class Group:
 
     `gone` are those that its probes lack, every second one. `stood_in` are the widths of the blocks of the
     stack that a linear or a constant can stand in for; empty but in one group of the stack, for all of it.
+    `neurons` is how many an FFN of the group has that can lose some; 0 where none can.
     """
 
     members: tuple[str, ...]
     gone: tuple[str, ...]
     stood_in: Mapping[str, int] = field(default_factory=dict)
+    neurons: int = 0
+
+    @property
+    def probed(self) -> int:
+        """How many models its probes are."""
+        return 1 + 2 * bool(self.stood_in) + bool(self.neurons)
 
 
 # The share that the probes of each group save, by the action on the blocks that they lack: one for each cell,
@@ -63,11 +77,20 @@ def _groups(stack: Stack, able: set[str]) -> Iterator[Group]:
             alike.setdefault((block.kind, block.parameters, block.macs), []).append(block.id)
     found = {block.id: place_for(block) for block in stack.blocks}
     widths = {id: place.width for id, place in found.items() if not isinstance(place, str)}
-    groups = [Group(tuple(ids), tuple(ids[1::2] or ids)) for ids in alike.values()]
+    neurons = {block.id: ffn_neurons(block) for block in stack.blocks if block.kind == "ffn"}
+    groups = [
+        Group(tuple(ids), tuple(ids[1::2] or ids), {}, _least(neurons.get(one, "") for one in ids))
+        for ids in alike.values()
+    ]
     fitting = [group for group in groups if widths.keys() >= set(group.gone)]
     first = max(fitting, key=lambda group: len(group.gone), default=None)
     for group in groups:
-        yield Group(group.members, group.gone, widths) if group is first else group
+        yield replace(group, stood_in=widths) if group is first else group
+
+
+def _least(found: Iterable[Neurons | str]) -> int:
+    """The number of neurons of FFNs that are alike; 0 where those of one are not known."""
+    return min((0 if isinstance(one, str) else one.count for one in found), default=0)
 
 
 def probes(bundle: Bundle, group: Group, folder: Path) -> dict[Action, Pruned]:
@@ -79,6 +102,7 @@ def probes(bundle: Bundle, group: Group, folder: Path) -> dict[Action, Pruned]:
     from graphprune.pipeline import prune
     from graphprune.recipe import from_options
 
+    options: dict[str, object]
     try:
         found: dict[Action, Pruned] = {
             "drop": prune(bundle, recipe=plain_recipe(bundle, dict.fromkeys(group.gone, "drop")))
@@ -92,13 +116,16 @@ def probes(bundle: Bundle, group: Group, folder: Path) -> dict[Action, Pruned]:
         options = {"blocks": group.gone, "values": str(values)}
         found["linear"] = prune(bundle, recipe=from_options({"replace_linear": options}))
         found["mean"] = prune(bundle, recipe=from_options({"replace_mean": options}))
+    if kept := int(group.neurons * SHARES[PROBED]):
+        values = folder / "neurons.npz"
+        save_values(values, {f"{block}/neurons": np.arange(kept) for block in group.gone})
+        options = {"blocks": group.gone, "values": str(values)}
+        found[PROBED] = prune(bundle, recipe=from_options({"narrow_ffn": options}))
     return found
 
 
 def _some_values(group: Group) -> dict[str, NDArray[Any]]:
     """Random values to stand in for blocks: any cost the same."""
-    import numpy as np
-
     rng = np.random.default_rng(0)
     values: dict[str, NDArray[Any]] = {}
     for block in group.gone:
@@ -113,12 +140,23 @@ def costs_of(total: float, shares: Shares) -> Costs:
 
     Cells count alike, however large: of what is saved in each the mean is taken.
     """
-    blocks: dict[str, float] = {}
-    stands: dict[Action, dict[str, float]] = {"linear": {}, "mean": {}}
+    saves: dict[Action, dict[str, float]] = {}
+    added: dict[Action, dict[str, float]] = {}
     for group, by in shares.items():
         saved = {action: total * fmean(cells) / len(group.gone) for action, cells in by.items()}
-        blocks |= dict.fromkeys(group.members, max(saved["drop"], 0.0))
-        for action in stands.keys() & saved.keys():
-            added = max(saved["drop"] - saved[action], 0.0)
-            stands[action] |= dict.fromkeys(group.stood_in, added)
-    return Costs(total, blocks, stands["linear"], stands["mean"])
+        whole = max(saved["drop"], 0.0)
+        saves.setdefault("drop", {}).update(dict.fromkeys(group.members, whole))
+        for action in _STAND_INS & saved.keys():
+            added.setdefault(action, {}).update(dict.fromkeys(group.stood_in, saved["drop"] - saved[action]))
+        if PROBED in saved:
+            each = saved[PROBED] / (1 - SHARES[PROBED])  # of all neurons
+            for action, share in SHARES.items():
+                some = min(max(each * (1 - share), 0.0), whole)
+                saves.setdefault(action, {}).update(dict.fromkeys(group.members, some))
+    for action, costs in added.items():
+        saves[action] = {
+            block: saves["drop"][block] - max(cost, 0.0)
+            for block, cost in costs.items()
+            if block in saves["drop"]
+        }
+    return Costs(total, saves)

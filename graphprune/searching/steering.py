@@ -109,7 +109,7 @@ def reasons(asker: Asker, picks: Picks) -> list[Reason]:
 
 def _mild(asker: Asker, picks: Picks) -> list[tuple[int, Picks]]:
     """The other choices by place, the one to show first: back to kept, or the mildest action."""
-    order = ("keep", "linear", "patch", "mean", "drop")
+    order = ("keep", "half", "quarter", "eighth", "linear", "patch", "mean", "drop")
     return sorted(asker.space.neighbours(picks), key=lambda pair: (pair[0], order.index(pair[1][pair[0]])))
 
 

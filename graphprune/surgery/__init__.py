@@ -16,6 +16,8 @@ output_projections, post_norm, place_for
                  what of a block can be refitted, or replaced (these change nothing)
 refit_projections, refit_norm
                  give a block's output projections, or the norm behind it, other weights
+ffn_neurons      what belongs to each neuron of an FFN (this one changes nothing)
+keep_neurons     let the others of an FFN's neurons go
 replace_block    put a linear map or a constant in the place of a block
 mergeable        which parameters of two layers have the same place (this one changes nothing)
 merge_parameters add onto one layer's parameters what sets another one's apart
@@ -33,6 +35,7 @@ from graphprune.surgery.fitted import output_projections, post_norm
 from graphprune.surgery.gating import gate_blocks
 from graphprune.surgery.layers import arrange_layers
 from graphprune.surgery.merging import merge_parameters, mergeable
+from graphprune.surgery.neurons import Neurons, ffn_neurons, keep_neurons, neuron_macs
 from graphprune.surgery.parallel import run_beside, why_not_parallel
 from graphprune.surgery.parts import drop_activation, drop_bias, drop_norm_bias, drop_residual
 from graphprune.surgery.refitting import refit_norm, refit_projections
@@ -41,14 +44,15 @@ from graphprune.surgery.sizes import release_shapes
 from graphprune.surgery.standins import Place, macs_of, place_for, replace_block
 from graphprune.surgery.sums import bypass_norm, drop_branch, drop_term, split_join
 from graphprune.surgery.valuefile import FittedValues, fingerprint
-from graphprune.surgery.valuereading import read_linear, read_norm, read_projections
+from graphprune.surgery.valuereading import read_linear, read_neurons, read_norm, read_projections
 from graphprune.surgery.values import constant, detached, replace_value
 
 __all__ = [
-    "FittedValues", "Place", "arrange_layers", "bypass_norm", "constant", "detached", "drop_activation",
-    "drop_bias", "drop_block", "drop_branch", "drop_norm_bias", "drop_residual", "drop_term",
-    "fingerprint", "gate_blocks", "macs_of", "merge_parameters", "mergeable", "output_projections",
-    "place_for", "post_norm", "read_linear", "read_norm", "read_projections", "refit_norm",
-    "refit_projections", "release_shapes", "remove_caches", "replace_block", "replace_value",
-    "run_beside", "split_join", "sweep", "why_not_again", "why_not_parallel",
+    "FittedValues", "Neurons", "Place", "arrange_layers", "bypass_norm", "constant", "detached",
+    "drop_activation", "drop_bias", "drop_block", "drop_branch", "drop_norm_bias", "drop_residual",
+    "drop_term", "ffn_neurons", "fingerprint", "gate_blocks", "keep_neurons", "macs_of",
+    "merge_parameters", "mergeable", "neuron_macs", "output_projections", "place_for", "post_norm",
+    "read_linear", "read_neurons", "read_norm", "read_projections", "refit_norm", "refit_projections",
+    "release_shapes", "remove_caches", "replace_block", "replace_value", "run_beside", "split_join",
+    "sweep", "why_not_again", "why_not_parallel",
 ]  # fmt: skip

@@ -58,6 +58,11 @@ class Projection:
         return self.stored.shape[0 if self._is_turned else 1]
 
     @property
+    def output_axis(self) -> int:
+        """The axis of `stored` along which it has one entry for every feature that is put out."""
+        return 0 if self._is_turned else 1
+
+    @property
     def alpha(self) -> float:
         """What the node multiplies its product by."""
         alpha = self.node.attributes.get("alpha")
@@ -115,7 +120,7 @@ class PostNorm:
         return np.zeros_like(self.scale) if self.beta is None else self.beta.read().reshape(-1)
 
 
-class _UnreadableError(Exception):
+class UnreadableError(Exception):
     """Why a block is not a sum of linears."""
 
 
@@ -126,7 +131,7 @@ def output_projections(block: Block) -> Projections | str:
     """
     try:
         return _projections(block)
-    except _UnreadableError as unreadable:
+    except UnreadableError as unreadable:
         return str(unreadable)
 
 
@@ -192,7 +197,7 @@ class _Sum:
             elif not self._take_bias(node, index):
                 self._follow_term(value)
         if node.op_type == "Gemm":
-            self.parts.append(_projection(node))
+            self.parts.append(projection(node))
 
     def _follow_term(self, value: ir.Value) -> None:
         """Go from a summand back to its linear."""
@@ -206,41 +211,41 @@ class _Sum:
                 self._take_linear(node)
                 return
             value = _given(node, 0)
-        raise _UnreadableError(f"its join adds '{value.name}', which no linear puts out")
+        raise UnreadableError(f"its join adds '{value.name}', which no linear puts out")
 
     def _take_bias(self, node: ir.Node, index: int) -> bool:
         found = read_operand(node, index)
         if isinstance(found, str):
             return False
         if not found.shape or max(found.shape) == 1 or math.prod(found.shape) != max(found.shape):
-            raise _UnreadableError(f"what {said(node)} adds is no bias: its shape is {list(found.shape)}")
+            raise UnreadableError(f"what {said(node)} adds is no bias: its shape is {list(found.shape)}")
         self.places.append(found)
         return True
 
     def _take_linear(self, node: ir.Node) -> None:
         if not weight_indices(node):
-            raise _UnreadableError(f"{said(node)} stands between its last linear and its join")
-        self.parts.append(_projection(node))
+            raise UnreadableError(f"{said(node)} stands between its last linear and its join")
+        self.parts.append(projection(node))
         index = BIAS_INPUTS.get(node.op_type, len(node.inputs))
         given = index < len(node.inputs) and node.inputs[index] is not None
         if given and not self._take_bias(node, index):
-            raise _UnreadableError(f"the bias of {said(node)} is not stored as a float")
+            raise UnreadableError(f"the bias of {said(node)} is not stored as a float")
 
 
 def _projections(block: Block) -> Projections:
     found = _Sum(block, _first_name(current(block.stream_in)))
     found.follow(block.join)
     if found.streams != 1:
-        raise _UnreadableError(f"its join, {said(block.join)}, does not add the stream just as it is")
+        raise UnreadableError(f"its join, {said(block.join)}, does not add the stream just as it is")
     ordered = tuple(_of_branch(branch, found.parts) for branch in block.branches)
     if len(found.parts) != len(ordered):
-        raise _UnreadableError(f"{len(found.parts)} linears write to the stream")
+        raise UnreadableError(f"{len(found.parts)} linears write to the stream")
     widths = {part.width for part in ordered} | {math.prod(place.shape) for place in found.places}
     if len(widths) != 1 or len({part.axis for part in ordered}) != 1:
-        raise _UnreadableError(f"what its join adds is not of one layout: its widths are {sorted(widths)}")
+        raise UnreadableError(f"what its join adds is not of one layout: its widths are {sorted(widths)}")
     broken = next((node for node in found.reshapes if last_dim(node) not in widths), None)
     if broken is not None:
-        raise _UnreadableError(f"{said(broken)} stands between its last linear and its join")
+        raise UnreadableError(f"{said(broken)} stands between its last linear and its join")
     return Projections(ordered, tuple(found.places), widths.pop())
 
 
@@ -248,28 +253,26 @@ def _of_branch(branch: Branch, parts: list[Projection]) -> Projection:
     own = {linear.node for linear in branch.linears}
     mine = [part for part in parts if part.node in own]
     if len(mine) != 1:
-        raise _UnreadableError(
-            f"{len(mine)} linears of its {branch.kind} branch write to the stream, not one"
-        )
+        raise UnreadableError(f"{len(mine)} linears of its {branch.kind} branch write to the stream, not one")
     return mine[0]
 
 
-def _projection(node: ir.Node) -> Projection:
-    """A linear as `input @ weight`."""
+def projection(node: ir.Node) -> Projection:
+    """A linear as `input @ weight`. Raises `UnreadableError`."""
     if node.op_type not in _WEIGHTS:
-        raise _UnreadableError(f"{said(node)} holds its weight quantized, packed, or fused with more")
+        raise UnreadableError(f"{said(node)} holds its weight quantized, packed, or fused with more")
     for name, plain in _PLAIN.items():
         given = node.attributes.get(name)
         if given is not None and given.value != plain:
-            raise _UnreadableError(f"{said(node)} has {name} {given.value}")
+            raise UnreadableError(f"{said(node)} has {name} {given.value}")
     stored = read_operand(node, 1)
     if isinstance(stored, str):
-        raise _UnreadableError(stored)
+        raise UnreadableError(stored)
     convolves = node.op_type == "Conv"
     if convolves and not _is_pointwise(node, stored.shape):
-        raise _UnreadableError(f"{said(node)} convolves over more than one position")
+        raise UnreadableError(f"{said(node)} convolves over more than one position")
     if not convolves and len(stored.shape) != 2:
-        raise _UnreadableError(f"the weight of {said(node)} has the shape {list(stored.shape)}, not two axes")
+        raise UnreadableError(f"the weight of {said(node)} has the shape {list(stored.shape)}, not two axes")
     return Projection(node, _given(node, 0), 1 if convolves else -1, stored)
 
 
@@ -290,7 +293,7 @@ def _summands(node: ir.Node) -> tuple[int, ...]:
         return (0, 1, bias) if bias < len(node.inputs) else (0, 1)
     known = {"Add": range(2), "Sum": range(len(node.inputs)), "BiasAdd": range(3), "Gemm": range(2, 3)}
     if node.op_type not in known:
-        raise _UnreadableError(f"its join, {said(node)}, does not simply add")
+        raise UnreadableError(f"its join, {said(node)}, does not simply add")
     return tuple(known[node.op_type])
 
 

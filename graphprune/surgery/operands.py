@@ -48,18 +48,20 @@ class Operand:
     def write(self, array: npt.NDArray[np.floating], home: ir.Graph, name: str) -> None:
         """Let the node read `array` instead: a new initializer of `home` in the type of the old one.
 
-        Others who read the old one are not touched. Nothing happens where edits have taken the node away.
+        It may be of another size along axes that both have. Others who read the old one are not touched.
+        Nothing happens where edits have taken the node away.
         Raises `EditError` where a number does not fit the type.
         """
         place = place_of(self.value, self.node, self.index)
         if place is None:
             return
         node, index = place
-        new = stored_in(home, name, array.reshape(self.shape), self.dtype)
+        held = array if array.ndim == len(self.shape) else array.reshape(self.shape)
+        new = stored_in(home, name, held, self.dtype)
         kind = self.read_type
         if kind != self.dtype:
             cast = ir.node("Cast", [new], {"to": kind})
-            cast.outputs[0].type, cast.outputs[0].shape = ir.TensorType(kind), ir.Shape(self.shape)
+            cast.outputs[0].type, cast.outputs[0].shape = ir.TensorType(kind), ir.Shape(held.shape)
             graph_of(node).insert_before(node, cast)
             new = cast.outputs[0]
         node.replace_input_with(index, new)

@@ -7,6 +7,8 @@
 `linear` [d, d]                      what stands in a block's place: `x @ linear + constant`; as two
 `linear.a` [d, r], `linear.b` [r, d] factors, `x @ a @ b + constant`
 `constant` [d]
+`neurons` [n], integers              those of an FFN's neurons that stay, ascending; and, if given, the
+`neurons.weight` [n, d]              weight of its last linear then
 ===================================  ================================================================
 """
 
@@ -21,6 +23,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -78,13 +81,35 @@ class FittedValues:
 
         Raises `RecipeError` where it is missing, of another shape, or holds what is no finite number.
         """
+        where = f"{self.path}: '{block}/{key}'"
+        array = self._read(block, key, shape)
+        if not np.issubdtype(array.dtype, np.floating):
+            raise RecipeError(f"{where} is of type {array.dtype}, and floating-point numbers are needed")
+        if not np.isfinite(array).all():
+            raise RecipeError(f"{where} holds {int((~np.isfinite(array)).sum())} numbers that are not finite")
+        return np.asarray(array, np.float32)
+
+    def read_numbers(self, block: str, key: str, below: int) -> npt.NDArray[np.int64]:
+        """Some of the numbers from 0 on that are `below` a limit, ascending, each once; one at least.
+
+        Raises `RecipeError` where they are missing, or something else.
+        """
+        where = f"{self.path}: '{block}/{key}'"
+        array = self._read(block, key, [None])
+        if not np.issubdtype(array.dtype, np.integer):
+            raise RecipeError(f"{where} is of type {array.dtype}, and integers are needed")
+        if not len(array) or array[0] < 0 or array[-1] >= below or (np.diff(array.astype(object)) <= 0).any():
+            raise RecipeError(f"{where} has to hold ascending numbers from 0 to {below - 1}, one at least")
+        return np.asarray(array, np.int64)
+
+    def _read(self, block: str, key: str, shape: Sequence[int | None]) -> npt.NDArray[Any]:
         name = f"{block}/{key}"
         where = f"{self.path}: '{name}'"
         if name not in self.keys:
             raise RecipeError(f"{where} is missing")
         try:
             with _opened(self.path) as file:
-                array = file[name]
+                array: npt.NDArray[Any] = file[name]
         except _UNREADABLE as error:
             raise RecipeError(f"{where} cannot be read: {_told(error)}") from error
         fits = len(array.shape) == len(shape) and all(
@@ -93,11 +118,7 @@ class FittedValues:
         if not fits:
             wanted = ", ".join("any" if size is None else str(size) for size in shape)
             raise RecipeError(f"{where} has the shape {list(array.shape)}, and [{wanted}] is needed")
-        if not np.issubdtype(array.dtype, np.floating):
-            raise RecipeError(f"{where} is of type {array.dtype}, and floating-point numbers are needed")
-        if not np.isfinite(array).all():
-            raise RecipeError(f"{where} holds {int((~np.isfinite(array)).sum())} numbers that are not finite")
-        return np.asarray(array, np.float32)
+        return array
 
 
 def fingerprint(path: str | Path) -> str:

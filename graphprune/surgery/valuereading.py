@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 
 from graphprune.architecture import Block
 from graphprune.errors import RecipeError
 from graphprune.surgery.fitted import Floats, PostNorm, Projections
+from graphprune.surgery.neurons import Neurons
 from graphprune.surgery.valuefile import FittedValues
 
 
@@ -43,6 +45,19 @@ def read_norm(values: FittedValues, block: Block, found: PostNorm) -> tuple[Floa
     read = (values.read(block.id, key, [width]) if key in keys else None for key in ("scale", "shift"))
     scale, shift = read
     return scale, shift
+
+
+def read_neurons(
+    values: FittedValues, block: Block, found: Neurons
+) -> tuple[npt.NDArray[np.int64], Floats | None]:
+    """The numbers of the neurons that stay, and the weight [neurons, width] of their last linear, if given.
+
+    Raises `RecipeError`.
+    """
+    kept = values.read_numbers(block.id, "neurons", found.count)
+    if "neurons.weight" not in values.of(block.id):
+        return kept, None
+    return kept, values.read(block.id, "neurons.weight", [len(kept), found.down.width])
 
 
 def read_projections(

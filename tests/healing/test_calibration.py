@@ -78,17 +78,39 @@ def some_of_each(opened: Calibration) -> dict[str, Action]:
     return dict(zip(opened.blocks[first:-1] or opened.blocks, actions, strict=False))
 
 
-@pytest.mark.parametrize(
+EVERY = pytest.mark.parametrize(
     ("name", "task"), [(name, task) for task, names in FAMILIES.items() for name in names], ids=str
 )
+
+
+@EVERY
 def test_the_written_model_is_the_one_that_was_healed(name: str, task: str, tmp_path: Path) -> None:
     path = Entry(families()[name], "optimum", task).folder()
     opened = open_calibration(path, random_data(path, tmp_path), settings=ONE, batch=5)
     choice = some_of_each(opened)
     assert set(choice.values()) >= {"drop", "linear"}
+    require_written(path, opened, choice, tmp_path)
+
+
+@EVERY
+def test_ffns_of_some_of_their_neurons_are_written_as_they_were_healed(
+    name: str, task: str, tmp_path: Path
+) -> None:
+    path = Entry(families()[name], "optimum", task).folder()
+    opened = open_calibration(path, random_data(path, tmp_path), settings=ONE, batch=5)
+    able = [block for block, actions in opened.actions.items() if "quarter" in actions]
+    if not able:
+        pytest.skip("its FFNs cannot be made narrower: it says why when asked to")
+    choice: dict[str, Action] = dict.fromkeys(able, "half") | {able[-1]: "quarter"}
+    before = opened.blocks.index(able[-1]) - 1
+    require_written(path, opened, choice | {opened.blocks[before]: "drop"}, tmp_path)
+
+
+def require_written(path: Path, opened: Calibration, choice: Mapping[str, Action], folder: Path) -> None:
+    """The written model has to put out what healing says."""
     healing = opened.heal(choice)
     expected = list(opened.outputs(choice))
-    found = outputs(written(path, healing, tmp_path), opened)
+    found = outputs(written(path, healing, folder), opened)
     for lot, one, other in zip((x for x in opened.lots if x.held), found, expected, strict=True):
         for key, array in one.items():
             mask = lot.feeds.get("attention_mask")

@@ -71,11 +71,10 @@ class Fake:
 
 
 def pricing(costs: Mapping[str, float], rest: float = 0.0) -> Pricing:
-    added = {
-        action: {block: cost * (1 - share) for block, cost in costs.items()}
-        for action, share in SAVES.items()
+    saves = {
+        action: {block: cost * share for block, cost in costs.items()} for action, share in SAVES.items()
     }
-    return Pricing({"latency": Costs(rest + sum(costs.values()), costs, added["linear"], added["mean"])})
+    return Pricing({"latency": Costs(rest + sum(costs.values()), saves)})
 
 
 def asker(

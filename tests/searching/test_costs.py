@@ -11,7 +11,7 @@ import pytest
 
 import graphprune as gp
 from graphprune.errors import RunError, SelectionError
-from graphprune.healing.choice import Choice
+from graphprune.healing.choice import SHARES, Choice
 from graphprune.searching.building import plain_recipe, save_values
 from graphprune.searching.costs import Costs
 from graphprune.searching.counting import count_costs
@@ -27,6 +27,8 @@ CHOICES: tuple[Choice, ...] = (
     {"encoder.0.attention": "drop", "encoder.2.attention": "drop", "encoder.1.ffn": "drop"},
     {"encoder.1.attention": "linear"},
     {"encoder.1.ffn": "linear", "encoder.2.ffn": "linear", "encoder.2.attention": "mean"},
+    {"encoder.0.ffn": "quarter", "encoder.1.ffn": "half", "encoder.2.ffn": "linear"},
+    {"encoder.3.ffn": "eighth", "encoder.1.attention": "drop"},
     {"encoder.0.attention": "mean", "encoder.0.ffn": "drop", "encoder.1.attention": "linear"},
 )
 
@@ -41,20 +43,29 @@ def pruned(path: Path, choice: Choice, values: Path) -> gp.Pruned:
     bundle = gp.load(path)
     drops = {block: action for block, action in choice.items() if action == "drop"}
     recipe = plain_recipe(bundle, drops)
+    neurons = {group.members: group.neurons for group in groups_of(bundle) if group.neurons}
     width = next(size for group in groups_of(bundle) for size in group.stood_in.values())
     found = {f"{block}/linear": np.eye(width, dtype=np.float32) for block in choice}
     found |= {f"{block}/constant": np.ones(width, np.float32) for block in choice}
+    found |= {
+        f"{block}/neurons": np.arange(int(count * SHARES[choice[block]]))
+        for members, count in neurons.items()
+        for block in members
+        if choice.get(block) in SHARES
+    }
     save_values(values, found)
-    options = {
+    options: dict[str, object] = {
         f"replace_{action}": {"blocks": ids, "values": str(values)}
         for action in ("linear", "mean")
         if (ids := [block for block, one in choice.items() if one == action])
     }
+    if any(action in SHARES for action in choice.values()):
+        options["narrow_ffn"] = {"values": str(values)}
     return gp.prune(bundle, recipe=recipe, **options)
 
 
 def test_costs_add_up() -> None:
-    costs = Costs(10.0, {"a": 4.0, "b": 2.0}, {"a": 1.0, "b": 1.5}, {"a": 0.25})
+    costs = Costs(10.0, {"drop": {"a": 4.0, "b": 2.0}, "linear": {"a": 3.0, "b": 0.5}, "mean": {"a": 3.75}})
     assert costs.of({}) == costs.of({"a": "keep", "c": "keep"}) == 10.0
     assert costs.of({"a": "drop"}) == 6.0
     assert costs.of({"a": "linear", "b": "drop"}) == 5.0
@@ -95,8 +106,10 @@ def test_counted_as_pruned(bert: Path, choice: Choice, tmp_path: Path) -> None:
 def test_shared_weights_are_not_saved() -> None:
     folder = Entry(families()["albert"], "optimum", "feature-extraction").folder()
     costs = count_costs(folder, SOURCES[:1])
-    assert all(saved < 0.01 * costs["parameters"].total for saved in costs["parameters"].blocks.values())
-    assert min(costs["macs"].blocks.values()) > 0
+    assert all(
+        saved < 0.01 * costs["parameters"].total for saved in costs["parameters"].saves["drop"].values()
+    )
+    assert min(costs["macs"].saves["drop"].values()) > 0
 
 
 class Clock:
@@ -142,8 +155,8 @@ def test_seconds_of_choices(bert: Path, clock: Clock, tmp_path: Path) -> None:
 def test_rounds_by_the_time_that_there_is(bert: Path, clock: Clock) -> None:
     dense = clock([bert], rounds=2)
     each = (
-        sum(one.median for one in dense.timings) / 1e3 * 6
-    )  # two probes and the dense model, twice; one more
+        sum(one.median for one in dense.timings) / 1e3 * 7
+    )  # three and four models, the dense one among them
     clock.rounds.clear()
     measure_costs(bert, SOURCES, ONE, seconds=24 * each)
     assert clock.rounds == [2, 20, 20]
@@ -155,19 +168,21 @@ def test_a_file_alone_and_files_together(bert: Path, tmp_path: Path) -> None:
     alone = tmp_path / "alone.onnx"
     alone.write_bytes((bert / "model.onnx").read_bytes())
     costs = measure_costs(alone, SOURCES[:1], seconds=0)
-    assert costs.total > 0 and set(costs.blocks) == set(costs.linears) == set(costs.means)
-    assert all(saved >= 0 for by in (costs.blocks, costs.linears, costs.means) for saved in by.values())
+    saves = costs.saves
+    assert costs.total > 0 and set(saves["drop"]) == set(saves["linear"]) == set(saves["mean"])
+    assert set(saves["half"]) == {f"encoder.{layer}.ffn" for layer in range(4)}
+    assert all(0 <= saves["half"][ffn] <= saves["eighth"][ffn] <= saves["drop"][ffn] for ffn in saves["half"])
     assert [*tmp_path.iterdir()] == [alone]
     folder = Entry(families()["t5"], "optimum", "text2text-generation").folder()
     both = measure_costs(folder, SOURCES[:1], seconds=0)
     kinds = {"encoder.0.attention", "encoder.0.ffn", "decoder.0.cross_attention", "decoder.1.ffn"}
-    assert kinds <= set(both.blocks)
+    assert kinds <= set(both.saves["drop"])
 
 
 def test_blocks_that_only_convolutions_have() -> None:
     folder = Entry(families()["resnet"], "optimum", "feature-extraction").folder()
     found = count_costs(folder, [gp.Source(batch=1)])
-    assert not found["macs"].linears and found["macs"].total > 0
+    assert "linear" not in found["macs"].saves and found["macs"].total > 0
 
 
 def test_a_model_that_takes_none_of_the_sources(bert: Path, tmp_path: Path) -> None:

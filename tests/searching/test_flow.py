@@ -121,7 +121,7 @@ def test_a_model_slower_than_its_blocks_promised_is_searched_on_from(
     """Times are made up: each block a sixth, and models take a fifth more than the sum of their blocks."""
     tiny.save(path)  # three layers
     blocks = {f"encoder.{layer}.{kind}": 1.0 for layer in range(3) for kind in ("attention", "ffn")}
-    costs = Costs(6.0, blocks, dict.fromkeys(blocks, 0.1), dict.fromkeys(blocks, 0.1))
+    costs = Costs(6.0, {"drop": blocks, "linear": {block: cost - 0.1 for block, cost in blocks.items()}})
     timed: list[float] = []
 
     def slower(dense: Path, model: Path, *_: object) -> Timed:
