@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from graphprune.errors import RunError
 from graphprune.searching.evaluating import Opener, Quality, evaluate
+from graphprune.searching.surrogate import Surrogate, fit_surrogate
 
 if TYPE_CHECKING:
     from graphprune.searching.goals import Goal, Price
@@ -23,9 +24,8 @@ SHORTLIST = "shortlist"
 SHARE, FEWEST = 0.25, 3
 
 
-# How a quality is looked at; and what choices are compared by at a level: the smaller, the better.
-View: TypeAlias = "Callable[[Quality], Quality]"
-Key: TypeAlias = "Callable[[str, Picks, Quality, View], Any]"
+# What choices are compared by at a level: the smaller, the better.
+Key: TypeAlias = "Callable[[str, Picks, Quality], Any]"
 
 
 class Workers(Protocol):
@@ -130,24 +130,23 @@ class Asker:
 
         All are asked about on little data, the best of them on more: the selection of EvoPress
         (Sieberling et al. 2024, https://arxiv.org/abs/2410.14649). Before the top those go on that are the
-        best by quality, and by error in turn: a metric of few examples is noisy, the error of a stream is
-        not. `key` compares choices at a level.
+        best by quality, and in turn by what all evaluations together say of them: one of few examples is
+        noisy. `key` compares choices at a level.
         """
         left = list(dict.fromkeys(choices))[: self.budget.left]
         for level in self.levels[:-1]:
             qualities = dict(zip(left, self.ask(level, left), strict=True))
-            by_kept = sorted(left, key=lambda picks: key(level, picks, qualities[picks], _as_it_is))
-            by_error = sorted(left, key=lambda picks: key(level, picks, qualities[picks], by_its_error))
-            mixed = dict.fromkeys(picks for pair in zip(by_kept, by_error, strict=True) for picks in pair)
+            told = fit_surrogate(self.space, self.trials.of(level))
+            by_kept = sorted(left, key=lambda picks: key(level, picks, qualities[picks]))
+            by_told = sorted(left, key=lambda picks: key(level, picks, _told(told, picks, qualities[picks])))
+            mixed = dict.fromkeys(picks for pair in zip(by_kept, by_told, strict=True) for picks in pair)
             left = list(mixed)[: max(least, round(len(left) * SHARE))]
         pairs = list(zip(left, self.ask(self.top, left), strict=True))
-        return sorted(pairs, key=lambda pair: key(self.top, pair[0], pair[1], _as_it_is))
+        return sorted(pairs, key=lambda pair: key(self.top, *pair))
 
 
-def _as_it_is(quality: Quality) -> Quality:
-    return quality
-
-
-def by_its_error(quality: Quality) -> Quality:
-    """The same, what it keeps being told by its error; as it is where that is not known."""
-    return replace(quality, kept=1 - quality.error) if math.isfinite(quality.error) else quality
+def _told(surrogate: Surrogate | None, picks: Picks, quality: Quality) -> Quality:
+    """The quality with what is kept as all evaluations tell it; as it is where they tell nothing."""
+    if surrogate is None or not math.isfinite(quality.kept):
+        return quality
+    return replace(quality, kept=surrogate.worth(picks))

@@ -11,15 +11,16 @@ import random
 from itertools import islice
 from typing import TYPE_CHECKING
 
+from graphprune.searching.evaluating import Quality
 from graphprune.searching.greedy import Step
+from graphprune.searching.surrogate import fit_surrogate
 
 if TYPE_CHECKING:
     from graphprune.searching.asking import Asker
-    from graphprune.searching.evaluating import Quality
     from graphprune.searching.space import Picks
 
 # Children of a generation; attempts to find one that is new; generations without any progress before it ends.
-CHILDREN, ATTEMPTS, PATIENCE = 16, 8, 4
+CHILDREN, ATTEMPTS, PATIENCE = 16, 4, 4
 # As many choices as are evaluated one and all; and as many as are looked through for those within the limits.
 EXACT, LOOKED = 64, 1 << 14
 
@@ -33,7 +34,7 @@ def exchange(asker: Asker, start: Picks, rng: random.Random) -> list[Step]:
         children = _children(asker, best[0], rng, met)
         if not children:
             break
-        raced = asker.race([best[0], *children], lambda _, picks, one, view: asker.rank(picks, view(one)))
+        raced = asker.race([best[0], *children], lambda _, picks, one: asker.rank(picks, one))
         idle += 1
         if raced and asker.rank(*raced[0]) < asker.rank(*best):
             steps.append(_step("exchange", asker, best[0], *raced[0], len(children)))
@@ -48,15 +49,29 @@ def _children(asker: Asker, parent: Picks, rng: random.Random, met: set[Picks]) 
     def within(picks: Picks) -> bool:
         return asker.within(picks) if asker.goal.limits else asker.pay(picks) <= most
 
-    children: list[Picks] = []
+    found: dict[Picks, None] = {}
     for _ in range(CHILDREN * ATTEMPTS):
         child = asker.space.mutated(parent, rng, within, asker.pay)
         if child not in met and within(child):
-            met.add(child)
-            children.append(child)
-        if len(children) == CHILDREN:
-            break
+            found[child] = None
+    children = _promising(asker, list(found))
+    met.update(children)
     return children
+
+
+def _promising(asker: Asker, children: list[Picks]) -> list[Picks]:
+    """Of children those that should be the best by what is known; a quarter of them are as they came."""
+    told = fit_surrogate(asker.space, asker.trials.of(asker.levels[0]))
+    if told is None:
+        return children[:CHILDREN]
+
+    def rank(picks: Picks) -> tuple[float, ...]:
+        kept = told.worth(picks)
+        return asker.rank(picks, Quality(kept, kept))
+
+    chance = children[: CHILDREN // 4]
+    best = sorted((one for one in children if one not in chance), key=rank)
+    return chance + best[: CHILDREN - len(chance)]
 
 
 def exact(asker: Asker, start: Picks) -> list[Step] | None:

@@ -15,18 +15,21 @@ from typing import TYPE_CHECKING
 
 from graphprune.searching.asking import SHORTLIST
 from graphprune.searching.goals import worth
+from graphprune.searching.surrogate import fit_surrogate
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from graphprune.healing.choice import Action
-    from graphprune.searching.asking import Asker, View
+    from graphprune.searching.asking import Asker
     from graphprune.searching.evaluating import Quality
     from graphprune.searching.goals import Price
     from graphprune.searching.space import Picks
 
 # Choices of blocks that go on from the shortlist: this share of them, and so many at least.
 SHORT, SHORTEST = 0.5, 6
+# Choices that go on where evaluations tell what others will be worth.
+TOLD = 12
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,9 +102,9 @@ def _above(asker: Asker, raced: Sequence[tuple[Picks, Quality]]) -> list[tuple[P
     return [(picks, quality) for picks, quality in raced if not asker.goal.shortfall(quality)]
 
 
-def _worst(level: str, picks: Picks, quality: Quality, view: View) -> float:
+def _worst(level: str, picks: Picks, quality: Quality) -> float:
     """What loses the least comes first, whatever it saves: for the last steps above a floor."""
-    return -worth(view(quality))
+    return -worth(quality)
 
 
 def _gain(asker: Asker, here: Picks, picks: Picks) -> float:
@@ -109,12 +112,10 @@ def _gain(asker: Asker, here: Picks, picks: Picks) -> float:
     return asker.goal.saved(asker.price(picks)) - asker.goal.saved(asker.price(here))
 
 
-def _loss(
-    asker: Asker, here: Picks, level: str, picks: Picks, quality: Quality, view: View
-) -> tuple[float, float]:
+def _loss(asker: Asker, here: Picks, level: str, picks: Picks, quality: Quality) -> tuple[float, float]:
     """The quality that a step loses for what it brings; where it gains quality, more is better."""
     (before,) = asker.ask(level, [here])
-    lost, gain = worth(view(before)) - worth(view(quality)), _gain(asker, here, picks)
+    lost, gain = worth(before) - worth(quality), _gain(asker, here, picks)
     return _for_each(lost, gain), -gain
 
 
@@ -123,7 +124,17 @@ def _for_each(lost: float, gain: float) -> float:
 
 
 def _shortlist(asker: Asker, here: Picks, candidates: Sequence[Picks]) -> list[Picks]:
-    """The candidates without those that leave out what is missed the most, as they are: not healed."""
+    """The candidates that are worth an evaluation, by a cheap score.
+
+    While nothing is known but the dense model, those go that leave out what is missed the most, as they are:
+    not healed. Later those that lose the most for what they save by what all evaluations together say.
+    """
+    told = fit_surrogate(asker.space, asker.trials.of(asker.levels[0]))
+    if told is not None and here != asker.space.dense:
+        losses = {
+            one: _for_each(told.worth(here) - told.worth(one), _gain(asker, here, one)) for one in candidates
+        }
+        return sorted(candidates, key=lambda one: losses[one])[:TOLD]
     if SHORTLIST not in asker.openers:
         return list(candidates)
     groups: dict[Picks, list[Picks]] = {}
@@ -134,11 +145,11 @@ def _shortlist(asker: Asker, here: Picks, candidates: Sequence[Picks]) -> list[P
     if len(groups) <= wanted:
         return list(candidates)
     before, *found = map(worth, asker.ask(SHORTLIST, [_left_out(here), *groups]))
-    losses = {
+    missed = {
         one: _for_each(before - kept, asker.pay(here) - min(map(asker.pay, groups[one])))
         for one, kept in zip(groups, found, strict=True)
     }
-    ordered = sorted(groups, key=lambda one: losses[one])
+    ordered = sorted(groups, key=lambda one: missed[one])
     out = {picks for one in ordered[wanted:] for picks in groups[one]}
     return [picks for picks in candidates if picks not in out]
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 from graphprune.errors import SelectionError
+from graphprune.healing.choice import SHARES
 
 if TYPE_CHECKING:
     from graphprune.architecture import Architecture
@@ -20,6 +21,8 @@ Picks: TypeAlias = "tuple[Action, ...]"
 # What a choice costs: the less, the better.
 Pay: TypeAlias = "Callable[[Picks], float]"
 KEEP: Action = "keep"
+# What leaves something of a block.
+_THERE = (KEEP, *SHARES)
 
 
 @dataclass(frozen=True)
@@ -50,15 +53,14 @@ class Space:
 
     def allowed(self, picks: Picks) -> bool:
         """Whether no stack is emptied."""
-        return all(any(picks[place] == KEEP for place in stack) for stack in self.stacks)
+        return all(any(picks[place] in _THERE for place in stack) for stack in self.stacks)
 
     def further(self, picks: Picks) -> list[Picks]:
-        """All choices that are one step further: a block acted on, a replaced one dropped, a layer gone."""
+        """All choices that are one step further: another action on a block that is there, a layer gone."""
         found: dict[Picks, None] = {}
         for place, (block, pick) in enumerate(zip(self.blocks, picks, strict=True)):
-            nexts = self.actions[block] if pick == KEEP else ("drop",) if pick != "drop" else ()
-            for action in nexts:
-                if action in self.actions[block]:
+            for action in self.actions[block]:
+                if pick not in ("drop", action):
                     found[_with(picks, {place: action})] = None
         for layer in self.layers:
             if all(picks[place] == KEEP for place in layer):

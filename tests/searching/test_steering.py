@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from graphprune.errors import CheckError, RunError
-from graphprune.searching.asking import by_its_error
 from graphprune.searching.evaluating import _OPEN, Quality, close_all, evaluate
 from graphprune.searching.exchange import exact
 from graphprune.searching.goals import Target, goal_of, parse_target
@@ -255,22 +254,6 @@ def test_targets_are_read() -> None:
 def test_what_is_no_target_is_refused(text: str) -> None:
     with pytest.raises(RunError, match="is no target: it"):
         parse_target(text)
-
-
-def test_what_a_noisy_metric_would_throw_away_is_kept_by_its_error() -> None:
-    """On little data the metric says nothing, the error does; the metric on all of the data decides."""
-    losses = {f"b{i}": 0.01 * (i + 1) for i in range(12)}
-    sharp, noisy = Formula(losses), Formula(losses, noise=0.5)
-    openers = {"small": Fake(f"small {id(noisy)}", noisy), "all": Fake(f"all {id(sharp)}", sharp)}
-    one = asker(sharp, dict.fromkeys(losses, 1.0), "speedup=1.3", openers=openers, racing=("small", "all"))
-    assert one.space.choice(greedy(one, one.space.dense)[-1].picks) == dict.fromkeys(
-        ["b0", "b1", "b2"], "drop"
-    )
-
-
-def test_a_loss_that_is_not_known_is_told_by_quality() -> None:
-    assert by_its_error(Quality(0.5, 0.9, 0.3)).kept == 0.7
-    assert by_its_error(Quality(0.5, 0.9)).kept == 0.9
 
 
 def test_no_stack_is_emptied() -> None:
