@@ -21,10 +21,12 @@ if TYPE_CHECKING:
 
 # The share of the data that judges; the examples to fit to and to judge by at the levels at which choices
 # compete; and the level of all the data, at which the best are compared. Metrics of labels scatter much more
-# than agreement with the dense model: the rank correlation of 100 pairs by several hundredths.
+# than agreement with the dense model: the rank correlation of 100 pairs by several hundredths. The shortlist
+# only tells what is hopeless.
 JUDGED = 0.4
 SIZES = {"small": (64, 96), "large": (384, 512)}
-LABELLED = {"small": (64, 384), "large": (384, 1024)}
+LABELLED = {"small": (192, 320), "large": (640, 1024)}
+_SHORTLIST = 96
 ALL = "all"
 # One strength of regularization instead of the best of several, while choices compete.
 _STRENGTH = (1e-1,)
@@ -71,7 +73,8 @@ def levels_of(path: Path, data: Data, settings: Settings, seed: int) -> Levels:
     }
     try:
         if opened(openers[racing[0]]).blocks:
-            openers[SHORTLIST] = UnhealedOpener(f"{key} {SHORTLIST}", path, parts["small"][1], settings)
+            few = parts["small"][1].take(_SHORTLIST, seed)
+            openers[SHORTLIST] = UnhealedOpener(f"{key} {SHORTLIST}", path, few, settings)
             return Levels(openers, racing, ALL, examples, healed=True)
         why = next(iter(opened(openers[racing[0]]).declined.values()), "no block can be healed")
     except RunError as error:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import graphprune as gp
-from graphprune.surgery import output_projections, place_for, post_norm
+from graphprune.surgery import ffn_neurons, output_projections, place_for, post_norm
 from tests.passes.agreement import TOLERANCE, Job, Site, Subject, sites
 from tests.passes.test_agreement import subject
 from tools.zoo import Entry, entries
@@ -101,6 +101,21 @@ def outputs(site: Site, values: Values) -> Iterator[Job]:
         )
 
 
+def narrower(site: Site, values: Values) -> Iterator[Job]:
+    """Some of an FFN's neurons, with another output projection: the others count nothing in torch."""
+    block, found = site.found, ffn_neurons(site.found)
+    if not isinstance(found, str):
+        kept = np.sort(values.random.permutation(found.count)[: found.count // 3])
+        values.arrays[f"{block.id}/neurons"] = kept
+        weight = values.draw(f"{block.id}/neurons.weight", len(kept), found.down.width)
+        bias = values.draw(f"{block.id}/bias", found.down.width)
+        whole = np.zeros((found.count, found.down.width), np.float32)
+        whole[kept] = weight
+        options = {"values": str(values.path), "blocks": block.id}
+        change = ("refit_output", (*site.at, site.truth.kind, [whole], bias), {})
+        yield Job(f"neurons {block.id}", ({"narrow_ffn": options}, {"refit": options}), (change,))
+
+
 def problems(given: Subject, job: Job, folder: Path, tolerance: float = TOLERANCE) -> Iterator[str]:
     found = given.compare(job, folder)
     if not found.worst <= tolerance:
@@ -120,6 +135,7 @@ def test_fitted_values_agree_with_torch(entry: Entry, file: str, dialect: str, t
         for number, site in enumerate(layer):
             one = Values(tmp_path / f"{stack.name}{number}.npz", seed)
             two = Values(tmp_path / f"{stack.name}{number}o.npz", seed)
-            for job in (*jobs(site, one), *outputs(site, two)):
+            three = Values(tmp_path / f"{stack.name}{number}n.npz", seed)
+            for job in (*jobs(site, one), *outputs(site, two), *narrower(site, three)):
                 wrong += problems(given, job, tmp_path, HALF if dialect == "fp16" else TOLERANCE)
     assert not wrong, "\n".join(wrong)
