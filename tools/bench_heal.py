@@ -21,11 +21,11 @@ import numpy as np
 import graphprune as gp
 from graphprune.data.dataset import Data, read_data
 from graphprune.data.judging import open_judge
+from graphprune.healing.building import build
 from graphprune.healing.calibration import Calibration, open_calibration
 from graphprune.healing.choice import Action
 from graphprune.healing.repairs import Repairs
 from graphprune.play import first_feeds
-from graphprune.searching.building import build
 from graphprune.session import Session, open_sessions
 from models import corpus, digits
 from tools.measuring import command_line, environment, write_page

@@ -20,8 +20,8 @@ import numpy as np
 
 import graphprune as gp
 from graphprune.data.judging import Judge, open_judge
+from graphprune.healing.building import plain_recipe
 from graphprune.play import first_feeds
-from graphprune.searching.building import plain_recipe
 from graphprune.session import Session, open_session
 from tools.bench_latency import export_minilm
 from tools.measuring import command_line, environment, write_page

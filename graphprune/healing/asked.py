@@ -41,7 +41,7 @@ class Healed:
 
         Raises `SaveError`, `CheckError`.
         """
-        from graphprune.searching.building import VALUES, Built, save_values
+        from graphprune.healing.building import VALUES, Built, save_values
 
         with tempfile.TemporaryDirectory(prefix="graphprune-") as folder:
             values = Path(folder) / VALUES
@@ -72,7 +72,7 @@ def heal(
     """
     from graphprune.bundle import load
     from graphprune.data.dataset import read_data
-    from graphprune.searching.building import build
+    from graphprune.healing.building import build
     from graphprune.survey import inspect
 
     bundle = load(model)

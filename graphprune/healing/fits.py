@@ -18,7 +18,7 @@ STRENGTHS = (10.0, 1.0, 1e-1, 1e-2)
 # Of the largest eigenvalue: below, a matrix of covariances counts as singular.
 _SINGULAR = 1e-9
 # The share of all inputs that goes at once where there are too many.
-_AT_ONCE = 0.02
+_AT_ONCE = 0.04
 
 log = logging.getLogger(__name__)
 
@@ -64,12 +64,15 @@ def narrowed(
     on whole neurons, as in ZipLM (Kurtic et al. 2023, https://arxiv.org/abs/2302.04089). Raises `RunError`
     where there are no rows.
     """
+    from scipy.linalg.lapack import dpotrf, dpotri
+
     if not moments.count:
         raise RunError("there are no rows to fit to: give more data")
     gram, cross = moments.covariances()
     mean = max(float(np.trace(gram)) / len(gram), _SINGULAR)
     gram[np.diag_indices(len(gram))] += max(strength, _SINGULAR) * mean
-    inverse = np.linalg.inv(gram)
+    half, _ = dpotri(dpotrf(gram)[0])
+    inverse = np.triu(half) + np.triu(half, 1).T
     weight = inverse @ (cross + strength * mean * own.weight)
     left = np.arange(len(gram))
     while len(left) > count:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 
 from graphprune.errors import RunError
 from graphprune.healing.choice import SHARES, Action
-from graphprune.healing.moments import Affine
+from graphprune.healing.moments import Affine, Moments
 from graphprune.healing.norming import PlainNorm
 from graphprune.healing.patching import Magnitudes
 from graphprune.healing.pieces import Piece
@@ -156,18 +157,27 @@ def _left_alone(place: Place) -> tuple[Mended, Iterator[Array]]:
 
 
 def _gather(work: _Work) -> Gathered:
-    """The moments of what the block's map reads, and of what it should add to what it adds already."""
-    gathered, place = Gathered(), work.place
-    for number, lot in enumerate(place.lots):
+    """What the block's map reads, and what it should add to what it adds already."""
+    place = work.place
+    for number in range(len(place.lots)):
         value = _read(place, number)
         if value is not None:
             work.read.put(number, value)
-        plain = _plain(work, number, value)
-        work.plain.put(number, plain)
-        missing = lot.rows(place.sums(number)) - lot.rows(plain)
-        inputs = lot.rows(value) if value is not None else np.zeros((len(missing), 0), np.float32)
-        gathered.of(lot.held).add(inputs, missing)
+        work.plain.put(number, _plain(work, number, value))
+    gathered = Gathered(Moments(), partial(_rows, work, held=True))
+    for inputs, missing in _rows(work, held=False):
+        gathered.fit.add(inputs, missing)
     return gathered
+
+
+def _rows(work: _Work, *, held: bool) -> Iterator[tuple[Array, Array]]:
+    """What the map reads [n, inputs] and what is missing [n, width], lot by lot."""
+    place = work.place
+    for number, lot in enumerate(place.lots):
+        if lot.held == held:
+            missing = lot.rows(place.sums(number)) - lot.rows(work.plain.get(number))
+            read = lot.rows(work.read.get(number)) if number in work.read else missing[:, :0]
+            yield read, missing
 
 
 def _read(place: Place, number: int) -> Array | None:

@@ -6,16 +6,19 @@ into their last linears (z), and what should come out, the dense model's values.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
+from graphprune.errors import RunError
 from graphprune.healing.fits import STRENGTHS, low_rank, narrowed, only_scale, ridges, scale_and_shift
 from graphprune.healing.moments import Affine, Channels, Moments
 from graphprune.healing.norming import PlainNorm
 
+Array = NDArray[np.float32]
 Wide = NDArray[np.float64]
 
 
@@ -55,20 +58,33 @@ class Fit:
 
 @dataclass(frozen=True, eq=False)
 class Gathered:
-    """Moments of the rows to fit to, and of those held out: of what a map reads, and what is missing."""
+    """What a map reads and what is missing: moments of the rows to fit to, and the rows that are held out.
 
-    fit: Moments = field(default_factory=Moments)
-    held: Moments = field(default_factory=Moments)
+    `held` gives these lot by lot, each time anew, as [n, inputs] and [n, width].
+    """
 
-    def of(self, held: bool) -> Moments:
-        """The moments that a batch counts for."""
-        return self.held if held else self.fit
+    fit: Moments
+    held: Callable[[], Iterator[tuple[Array, Array]]]
 
     def error(self, map: Affine) -> float:
-        """Σ‖y − map(x)‖² of the held rows; of the others where none are held."""
-        return (self.held if self.held.count else self.fit).error(map)
+        """Σ‖y − map(x)‖² of the held rows; of the others where none are held.
 
-    @property
+        Raises `RunError` where it is not finite.
+        """
+        read = np.flatnonzero(map.weight.any(axis=1))
+        weight = map.weight[read].astype(np.float32)
+        error, rows = 0.0, 0
+        for x, y in self.held():
+            left = y - map.bias.astype(np.float32)
+            if len(read):
+                left -= (x if len(read) == x.shape[1] else x[:, read]) @ weight
+            error += float(np.einsum("ij,ij->", left, left, dtype=np.float64))
+            rows += len(x)
+        if not np.isfinite(error):
+            raise RunError("values that are not finite came out of the model: nothing can be fitted to them")
+        return error if rows else self.fit.error(map)
+
+    @cached_property
     def unhealed(self) -> float:
         """Σ‖y‖² of the same rows: what is missing without any repair."""
         return self.error(Affine(np.zeros(self.fit.cross.shape), np.zeros(self.fit.cross.shape[1])))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from graphprune.searching.building import REPORT, beside
+from graphprune.healing.building import REPORT, beside
 
 if TYPE_CHECKING:
     from graphprune.report.ancestry import Origin

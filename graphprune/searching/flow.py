@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from graphprune.errors import SaveError
+from graphprune.healing.building import REPORT, to_text
 from graphprune.jsonable import finite
 from graphprune.searching.asking import Asker, Budget
-from graphprune.searching.building import REPORT, to_text
 from graphprune.searching.evaluating import close_all, opened
 from graphprune.searching.found import Found, FoundStep, Judged, Search
 from graphprune.searching.goals import Target, costs_of, goal_of, parse_target

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from graphprune.errors import CheckError
-from graphprune.searching.building import Built, build
+from graphprune.healing.building import Built, build
 from graphprune.searching.evaluating import Healed, opened
 from graphprune.searching.steering import decide, finalists, require_reachable, steps_to_goal
 from graphprune.searching.timed import Timed, time_both

@@ -109,7 +109,7 @@ def open_space(
     Raises `SelectionError` where nothing is left to choose.
     """
     from graphprune.architecture import ALL_KINDS
-    from graphprune.searching.building import droppable
+    from graphprune.healing.building import droppable
     from graphprune.selection import select_blocks
     from graphprune.survey import inspect
 

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from graphprune.errors import EditError, RunError, SelectionError
+from graphprune.healing.building import droppable, plain_recipe, save_values
 from graphprune.healing.choice import SHARES
-from graphprune.searching.building import droppable, plain_recipe, save_values
 from graphprune.searching.costs import Costs
 from graphprune.surgery import Neurons, ffn_neurons, place_for
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from graphprune.errors import RunError
-from graphprune.healing.fits import low_rank, only_scale, ridge, scale_and_shift
+from graphprune.healing.fits import low_rank, narrowed, only_scale, ridge, scale_and_shift
 from graphprune.healing.moments import Affine, Channels, Moments
 
 Array = NDArray[np.float32]
@@ -68,6 +68,30 @@ def test_with_fewer_rows_than_inputs_the_fit_is_finite_and_near_what_it_is_drawn
     found = ridge(gathered(x, y), strength=1e-2)
     assert np.isfinite(found.weight).all()
     assert np.linalg.matrix_rank(found.weight) <= 5  # of six rows less their mean
+
+
+def test_inputs_go_as_if_each_time_every_one_were_tried() -> None:
+    x, y = rows(60, 9, 3)
+    own = Affine(np.random.default_rng(5).normal(size=(9, y.shape[1])), np.zeros(y.shape[1]))
+    found, map = narrowed(gathered(x, y), own, 4, strength=0.3)
+    a, b = x.astype(np.float64) - x.mean(0), y.astype(np.float64) - y.mean(0)
+    damp = 0.3 * (a**2).sum() / 9
+
+    def fitted(some: list[int]) -> tuple[float, np.ndarray]:
+        """The least of Σ‖b − aW‖² + damp ‖W − own‖² where only `some` rows of W may not be 0."""
+        root = np.sqrt(damp)
+        stacked = np.concatenate([a[:, some], root * np.eye(9)[:, some]])
+        wanted = np.concatenate([b, root * own.weight])
+        weight, *_ = np.linalg.lstsq(stacked, wanted, rcond=None)
+        return float(((wanted - stacked @ weight) ** 2).sum()), weight
+
+    left = list(range(9))
+    while len(left) > 4:
+        left = min(([*left[:i], *left[i + 1 :]] for i in range(len(left))), key=lambda some: fitted(some)[0])
+    assert found.tolist() == left
+    np.testing.assert_allclose(map.weight[left], fitted(left)[1], rtol=1e-4, atol=1e-5)
+    assert not np.delete(map.weight, left, 0).any()
+    np.testing.assert_allclose(map.bias, y.mean(0) - x.mean(0) @ map.weight, rtol=1e-4, atol=1e-4)
 
 
 def test_inputs_that_are_all_alike_say_nothing_of_the_weight() -> None:

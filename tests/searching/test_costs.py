@@ -11,8 +11,8 @@ import pytest
 
 import graphprune as gp
 from graphprune.errors import RunError, SelectionError
+from graphprune.healing.building import plain_recipe, save_values
 from graphprune.healing.choice import SHARES, Choice
-from graphprune.searching.building import plain_recipe, save_values
 from graphprune.searching.costs import Costs
 from graphprune.searching.counting import count_costs
 from graphprune.searching.latency import measure_costs
