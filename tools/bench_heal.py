@@ -23,7 +23,7 @@ from graphprune.data.dataset import Data, read_data
 from graphprune.data.judging import open_judge
 from graphprune.healing.building import build
 from graphprune.healing.calibration import Calibration, open_calibration
-from graphprune.healing.choice import Action
+from graphprune.healing.choice import SHARES, Action
 from graphprune.healing.repairs import Repairs
 from graphprune.play import first_feeds
 from graphprune.session import Session, open_sessions
@@ -140,6 +140,25 @@ def _greedy(opened: Calibration) -> dict[str, Action]:
     return chosen
 
 
+def _by_neurons(opened: Calibration) -> dict[str, Action]:
+    """Half of the neurons of one FFN after another, those first that lose the least by it alone."""
+    weights = sizes(opened)
+    able = [block for block, actions in opened.actions.items() if "half" in actions]
+    alone = {block: opened.heal({block: "half"}).error for block in able}
+    chosen: dict[str, Action] = {}
+    steps: tuple[Action, ...] = ("half", "quarter")
+    for action in steps:
+        for block in sorted(able, key=lambda one: alone[one]):
+            if _saved(weights, chosen) < SHARE * sum(weights.values()):
+                chosen[block] = action
+    return chosen
+
+
+def _saved(weights: Mapping[str, int], choice: Mapping[str, Action]) -> float:
+    """The parameters that go, biases counted as if they went along."""
+    return sum(weights[block] * (1 - SHARES.get(action, 0.0)) for block, action in choice.items())
+
+
 def filled(opened: Calibration, gap: Mapping[str, Action], method: Method) -> dict[str, Action]:
     """What becomes of the blocks that go, by a method."""
     order = list(opened.blocks)
@@ -187,6 +206,21 @@ def rows(case: Case, folder: Path) -> Iterator[list[str]]:
         yield [method.name, *cells]
 
 
+def narrower(case: Case, folder: Path) -> list[str]:
+    """The row in which no block goes, and FFNs lose neurons instead."""
+    opened = open_calibration(case.path, case.fit, settings=SETTINGS, batch=case.batch)
+    choice, dense = _by_neurons(opened), measured(case, case.path)
+    healing = opened.heal(choice)
+    out = folder / "out"
+    build(gp.load(case.path), choice, healing, folder).pruned.save(out, overwrite=True)
+    score = measured(case, out)
+    left = 1 - _saved(sizes(opened), choice) / sum(sizes(opened).values())
+    what = ", ".join(f"{_short(block)} {action}" for block, action in choice.items())
+    cell = f"{score:.4f} ({case.percent(score, dense)}), {left:.1%} left: {what}"
+    print(case.name, "neurons", cell, flush=True)
+    return ["no block goes, FFNs lose neurons instead", cell, "", ""]
+
+
 def _short(block: str) -> str:
     _, layer, kind = block.split(".", 2)
     return f"{layer}.{kind}"
@@ -228,7 +262,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         for case in cases(Path(name), options.data, options.tokens):
             if options.only in (None, case.name):
-                tables[TITLES[case.name]] = list(rows(case, Path(name)))
+                tables[TITLES[case.name]] = [*rows(case, Path(name)), narrower(case, Path(name))]
     if options.only is None:
         write_page("heal.md", page(tables, time.perf_counter() - start))
 
