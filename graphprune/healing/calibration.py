@@ -187,7 +187,8 @@ class Calibration:
 
         return Place(
             piece, action, self.lots, lambda lot: self._stream(way[:-1], lot), sums, ends,
-            lambda lot: self.dense.shape((1, number + 1, lot)), self.spreads[target], tried, norm, last.id,
+            lambda lot: self.dense.shape((1, number + 1, lot)), self.spreads[target], tried,
+            norm, last.id, taken,
         )  # fmt: skip
 
     def _stream(self, way: _Way, lot: int) -> Array:

@@ -38,8 +38,8 @@ class HealStep:
     """What became of one block, and what mending did there.
 
     `before` and `after` are what is wrong with the stream behind the block, without and with the `repair`
-    ("none" where it was not worth keeping): the squared difference from the dense model's as a share of the
-    latter's variance, on held-out rows. `note` says where the data were too few to fit freely.
+    ("none" where it was not worth keeping, "taken over" where the block before makes up for this one): the
+    squared difference from the dense model's as a share of the latter's variance, on held-out rows. `note` says where the data were too few to fit freely.
     """
 
     block: str
@@ -83,7 +83,8 @@ class Place:
 
     `sums` should be at its join, `ends` behind `norm` (without one they are the same); `spread` is
     Σ‖y − ȳ‖² of `ends` over the rows that errors are told of. `shapes` are those of the streams behind it.
-    `norm_of` is the block that the norm is behind of.
+    `norm_of` is the block that the norm is behind of; `taken` says that a block before this one has been
+    fitted to what both should give.
     """
 
     piece: Piece
@@ -97,6 +98,7 @@ class Place:
     tried: Repairs
     norm: PlainNorm | None
     norm_of: str
+    taken: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,8 +141,9 @@ def _mend(place: Place) -> tuple[Mended, Iterator[Array]]:
     fit = _chosen(work, gathered)
     note = _note(gathered, fit)
     if place.norm is None:
+        name = "taken over" if place.taken and place.action == "drop" else fit.name
         step = HealStep(
-            piece.id, place.action, fit.name,
+            piece.id, place.action, name,
             gathered.unhealed / place.spread, fit.error / place.spread, note,
         )  # fmt: skip
         return _mended(place, step, fit, None), (work.sum(n, fit.map) for n in range(len(place.lots)))
