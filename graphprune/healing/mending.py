@@ -39,7 +39,8 @@ class HealStep:
 
     `before` and `after` are what is wrong with the stream behind the block, without and with the `repair`
     ("none" where it was not worth keeping, "taken over" where the block before makes up for this one): the
-    squared difference from the dense model's as a share of the latter's variance, on held-out rows. `note` says where the data were too few to fit freely.
+    squared difference from the dense model's as a share of the latter's variance, on held-out rows. `note`
+    says where the data were too few to fit freely.
     """
 
     block: str
