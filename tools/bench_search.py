@@ -64,7 +64,13 @@ def searched(
 ) -> Row:
     """One search, and what came of it."""
     start = time.perf_counter()
-    found = gp.search(model, out, data, targets=[target], source=SIZES, settings=SETTINGS, jobs=jobs)
+
+    def tell(what: str) -> None:
+        print(f"{time.perf_counter() - start:6.0f} s {what}", flush=True)
+
+    found = gp.search(
+        model, out, data, targets=[target], source=SIZES, settings=SETTINGS, jobs=jobs, on_step=tell
+    )
     minutes = (time.perf_counter() - start) / 60
     bundle, plain = gp.load(model), out.with_name(f"{out.name}-plain")
     gp.prune(bundle, recipe=plain_recipe(bundle, found.best.choice)).save(plain)
