@@ -1,15 +1,17 @@
 """Searching all-MiniLM-L6-v2 for speed: what is found on training pairs of STS-B, told on the dev pairs.
 
-    python -m tools.bench_search --data FOLDER [--targets 1.5,2] [--jobs 2]
+    python -m tools.bench_search --data FOLDER [--targets 1.5,2] [--jobs 2] [--keep FOLDER]
 
 FOLDER holds stsb-en-train.csv and stsb-en-dev.csv. For every speed-up there is a search on training pairs;
 what it found is scored on the dev pairs as it was written and, for comparison, with the same blocks dropped
 and nothing healed, and timed against the dense model at batch 1 and 32, in turns. A last search takes the
-data that come with graphprune, as when no data are named. Writes docs/benchmarks/search.md.
+data that come with graphprune, as when no data are named. With --keep what was found stays in a folder, and
+searches whose result is there are not run again. Writes docs/benchmarks/search.md.
 """
 
 from __future__ import annotations
 
+import json
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -21,6 +23,7 @@ import numpy as np
 import graphprune as gp
 from graphprune.data.judging import Judge, open_judge
 from graphprune.healing.building import plain_recipe
+from graphprune.healing.choice import Action
 from graphprune.play import first_feeds
 from graphprune.session import Session, open_session
 from tools.bench_latency import export_minilm
@@ -33,10 +36,11 @@ COLUMNS = {"text": (0, 1), "label": 2, "metric": "spearman"}
 
 @dataclass(frozen=True)
 class Row:
-    """A search: its target, what it found and how long it took, the dev score of it and of it unhealed."""
+    """A search: its target, where and what it found, its minutes, the dev score with and without healing."""
 
     title: str
-    found: gp.Search
+    out: Path
+    choice: Mapping[str, Action]
     minutes: float
     healed: float
     plain: float
@@ -62,24 +66,29 @@ class Dev:
 def searched(
     model: Path, out: Path, dev: Dev, data: gp.Data | None, title: str, target: str, jobs: int
 ) -> Row:
-    """One search, and what came of it."""
+    """One search, if its result is not there yet, and what came of it."""
+    noted = out.with_name(f"{out.name}.minutes")
+    if not noted.exists():
+        minutes = run_search(model, out, data, target, jobs)
+        noted.write_text(f"{minutes:.1f}", encoding="utf-8")
+    said = json.loads((out / "search.json").read_text(encoding="utf-8"))
+    choice: dict[str, Action] = said["best"]["choice"]
+    bundle, plain = gp.load(model), out.with_name(f"{out.name}-plain")
+    gp.prune(bundle, recipe=plain_recipe(bundle, choice)).save(plain, overwrite=True)
+    row = Row(title, out, choice, float(noted.read_text(encoding="utf-8")), dev.score(out), dev.score(plain))
+    print(f"{title}: {row.minutes} min, dev {row.healed:.4f}, unhealed {row.plain:.4f}", flush=True)
+    return row
+
+
+def run_search(model: Path, out: Path, data: gp.Data | None, target: str, jobs: int) -> float:
+    """Minutes that a search took."""
     start = time.perf_counter()
 
     def tell(what: str) -> None:
         print(f"{time.perf_counter() - start:6.0f} s {what}", flush=True)
 
-    found = gp.search(
-        model, out, data, targets=[target], source=SIZES, settings=SETTINGS, jobs=jobs, on_step=tell
-    )
-    minutes = (time.perf_counter() - start) / 60
-    bundle, plain = gp.load(model), out.with_name(f"{out.name}-plain")
-    gp.prune(bundle, recipe=plain_recipe(bundle, found.best.choice)).save(plain)
-    row = Row(title, found, minutes, dev.score(out), dev.score(plain))
-    print(
-        f"{title}: {minutes:.1f} min, dev {row.healed:.4f}, unhealed {row.plain:.4f}, {found.timed}",
-        flush=True,
-    )
-    return row
+    gp.search(model, out, data, targets=[target], source=SIZES, settings=SETTINGS, jobs=jobs, on_step=tell)
+    return (time.perf_counter() - start) / 60
 
 
 def timings(model: Path, outs: list[Path]) -> dict[tuple[str, int], str]:
@@ -106,7 +115,7 @@ def page(dense: float, rows: list[Row], faster: Mapping[tuple[str, int], str]) -
     yield "| target | dev | of dense | unhealed | batch 1 | batch 32 | minutes |"
     yield "|---|--:|--:|--:|--:|--:|--:|"
     for row in rows:
-        name = row.found.out.name if row.found.out else ""
+        name = row.out.name
         yield (
             f"| {row.title} | {100 * row.healed:.2f} | {row.healed / dense:.2%} | {100 * row.plain:.2f} "
             f"| {faster[name, 1]} | {faster[name, 32]} | {row.minutes:.1f} |"
@@ -115,7 +124,7 @@ def page(dense: float, rows: list[Row], faster: Mapping[tuple[str, int], str]) -
         yield ""
         yield f"**{row.title}**"
         yield ""
-        for block, action in row.found.best.choice.items():
+        for block, action in row.choice.items():
             yield f"- {block}: {action}"
     yield ""
 
@@ -127,10 +136,12 @@ def main() -> None:
     parser.add_argument("--targets", default="1.5,2", help="speed-ups, by commas")
     parser.add_argument("--pairs", type=int, default=2500, help="training pairs to choose and heal by")
     parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--keep", type=Path, help="a folder for what is found")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        model = export_minilm(folder / "dense")
+        folder = options.keep or Path(name)
+        folder.mkdir(parents=True, exist_ok=True)
+        model = folder / "dense" if (folder / "dense").exists() else export_minilm(folder / "dense")
         dev = Dev(model, options.data)
         train = gp.read_data(options.data / "stsb-en-train.csv", **COLUMNS, limit=options.pairs)
         rows = []
@@ -139,7 +150,7 @@ def main() -> None:
             rows.append(searched(model, out, dev, train, f"× {target}", f"speedup={target}", options.jobs))
         out = folder / "default"
         rows.append(searched(model, out, dev, None, "× 1.5, no data named", "speedup=1.5", options.jobs))
-        faster = timings(model, [row.found.out for row in rows if row.found.out])
+        faster = timings(model, [row.out for row in rows])
         write_page("search.md", page(dev.judge.dense, rows, faster))
 
 

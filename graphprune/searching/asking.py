@@ -56,6 +56,12 @@ class Budget:
         self.started = self.clock()
 
     @property
+    def used(self) -> float:
+        """The share of it that is used up, 0 without limits."""
+        of_trials = self.spent / self.trials if self.trials else 0.0
+        return max(of_trials, (self.clock() - self.started) / self.seconds if self.seconds else 0.0)
+
+    @property
     def left(self) -> int:
         """How many choices may still be asked about."""
         late = self.seconds is not None and self.clock() - self.started >= self.seconds

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 SHORT, SHORTEST = 0.5, 6
 # Choices that go on where evaluations tell what others will be worth.
 TOLD = 12
+# Of the budget, the share that is for the way to the limits; the rest is for choices within them.
+GREEDY = 0.5
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,11 +52,14 @@ class Step:
 def greedy(asker: Asker, start: Picks) -> list[Step]:
     """The steps from `start` to the goal, or as far as they lead.
 
-    With limits: until the price is within them. Without: for as long as the quality is above the floor.
+    With limits: until the price is within them, or the share `GREEDY` of the budget is used up. Without: for
+    as long as the quality is above the floor.
     """
     steps: list[Step] = []
     here = start
-    while asker.budget.left and not (asker.goal.limits and asker.within(here)):
+    while asker.budget.left and not (
+        asker.goal.limits and (asker.within(here) or asker.budget.used > GREEDY)
+    ):
         step = _next(asker, here)
         if step is None:
             break
@@ -64,11 +69,14 @@ def greedy(asker: Asker, start: Picks) -> list[Step]:
 
 
 def rest(asker: Asker, start: Picks) -> list[Step]:
-    """The one step to the limits for when no more may be asked: by what every block lost alone, if known."""
+    """The one step to the limits without asking: by what all evaluations tell, or what blocks lost alone."""
     dense, level, here = asker.space.dense, asker.levels[0], start
     (before,) = asker.ask(level, [dense])
+    told = fit_surrogate(asker.space, asker.trials.of(level))
 
     def loss(picks: Picks) -> tuple[bool, float]:
+        if told is not None:
+            return False, _for_each(told.worth(here) - told.worth(picks), _gain(asker, here, picks))
         changed = asker.space.changed(here, picks)
         alone = [asker.trials.find(level, asker.space.picks({block: one})) for block, one in changed.items()]
         known = [worth(before) - worth(one) for one in alone if one is not None]
