@@ -1,15 +1,17 @@
-"""Arrays of many batches: in memory as long as they are few, then in files that go away with the spool."""
+"""Arrays of many batches: in memory as long as they are few, then in a file that nobody else sees.
+
+The file has no name where the system allows that, so it is gone with its process, however that ends.
+"""
 
 from __future__ import annotations
 
-import shutil
+import math
 import tempfile
 import weakref
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Hashable
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,17 +21,32 @@ from graphprune.errors import RunError
 MEMORY = 64 << 20
 
 
+@dataclass(frozen=True)
+class _Stored:
+    """Where in the file an array lies, and what it is."""
+
+    start: int
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
 @dataclass(eq=False)
 class Spool:
     """Arrays by key: at most `memory` bytes of them in memory, those that were asked for last."""
 
     memory: int = field(default_factory=lambda: MEMORY)
     _here: OrderedDict[Hashable, NDArray[Any]] = field(default_factory=OrderedDict)
-    _there: dict[Hashable, Path] = field(default_factory=dict)
+    _there: dict[Hashable, _Stored] = field(default_factory=dict)
     _shapes: dict[Hashable, tuple[int, ...]] = field(default_factory=dict)
     _in_memory: int = 0
-    _written: int = 0
-    _folder: Path | None = None
+    _file: IO[bytes] | None = None
+    _end: int = 0
+    # Places in the file that are free again, by their size: arrays of a batch have few different ones.
+    _free: defaultdict[int, list[int]] = field(default_factory=lambda: defaultdict(list))
 
     def __contains__(self, key: Hashable) -> bool:
         return key in self._here or key in self._there
@@ -50,7 +67,12 @@ class Spool:
         if key in self._here:
             self._here.move_to_end(key)
             return self._here[key]
-        return np.asarray(np.load(self._there[key]))
+        stored = self._there[key]
+        assert self._file is not None
+        array = np.empty(stored.shape, stored.dtype)
+        self._file.seek(stored.start)
+        self._file.readinto(array.reshape(-1).view(np.uint8).data)  # type: ignore[attr-defined]
+        return array
 
     def shape(self, key: Hashable) -> tuple[int, ...]:
         """The shape of the array kept under a key."""
@@ -61,19 +83,24 @@ class Spool:
         if key in self._here:
             self._in_memory -= self._here.pop(key).nbytes
         elif key in self._there:
-            self._there.pop(key).unlink()
+            stored = self._there.pop(key)
+            self._free[stored.nbytes].append(stored.start)
         self._shapes.pop(key, None)
 
     def _store(self, key: Hashable, array: NDArray[Any]) -> None:
-        if self._folder is None:
-            self._folder = Path(tempfile.mkdtemp(prefix="graphprune-"))
-            weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
-        path = self._folder / f"{self._written}.npy"
+        free = self._free[array.nbytes]
+        start = free.pop() if free else self._end
         try:
-            np.save(path, array)
+            if self._file is None:
+                self._file = tempfile.TemporaryFile(prefix="graphprune-")  # noqa: SIM115
+                weakref.finalize(self, self._file.close)
+            self._file.seek(start)
+            self._file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+            self._file.flush()
         except OSError as error:
             raise RunError(
-                f"{self._folder}: the streams of the data cannot be kept there: {error}"
+                f"{tempfile.gettempdir()}: the streams of the data cannot be kept there: "
+                f"{error.strerror or error}"
             ) from error
-        self._written += 1
-        self._there[key] = path
+        self._end = max(self._end, start + array.nbytes)
+        self._there[key] = _Stored(start, array.shape, array.dtype)
