@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 # only tells what is hopeless.
 JUDGED = 0.4
 SIZES = {"small": (64, 96), "large": (384, 512)}
-LABELLED = {"small": (192, 320), "large": (640, 1024)}
+LABELLED = {"small": (128, 192), "large": (384, 640)}
 _SHORTLIST = 96
 ALL = "all"
 # One strength of regularization instead of the best of several, while choices compete.
