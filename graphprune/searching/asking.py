@@ -85,7 +85,7 @@ class Asker:
     workers: Workers
     budget: Budget
     tell: Callable[[str], None] = lambda what: None
-    _asked: set[tuple[str, Picks]] = field(default_factory=set)
+    _asked: dict[tuple[str, Picks], None] = field(default_factory=dict)
 
     @property
     def top(self) -> str:
@@ -112,9 +112,9 @@ class Asker:
         """How good choices are, in their order. Raises `RunError` where not even the first could be told."""
         found = {picks: self.trials.find(level, picks) for picks in choices}
         new = [picks for picks, quality in found.items() if quality is None]
-        fresh = {(level, picks) for picks in found} - self._asked
+        fresh = [(level, picks) for picks in found if (level, picks) not in self._asked]
         self.budget.spent += len(fresh) * (level != SHORTLIST)
-        self._asked |= fresh
+        self._asked |= dict.fromkeys(fresh)
         if new:
             self.tell(f"{len(new)} choices, {level}")
             tasks = [(self.openers[level], self.space.choice(picks)) for picks in new]
@@ -131,6 +131,15 @@ class Asker:
             raise RunError(f"no choice of blocks can be evaluated: {reasons[0]}")
         return qualities
 
+    def told(self, level: str) -> Surrogate | None:
+        """What all evaluations say that this search has asked for; others that are stored do not count.
+
+        So a search that goes on is told what it was told when it was broken off.
+        """
+        asked = (picks for one, picks in self._asked if one == level)
+        known = [(picks, quality) for picks in asked if (quality := self.trials.find(level, picks))]
+        return fit_surrogate(self.space, known)
+
     def race(self, choices: Sequence[Picks], key: Key, least: int = FEWEST) -> list[tuple[Picks, Quality]]:
         """Those choices that are the best at every level, best first, with their quality at the top.
 
@@ -142,7 +151,7 @@ class Asker:
         left = list(dict.fromkeys(choices))[: self.budget.left]
         for level in self.levels[:-1]:
             qualities = dict(zip(left, self.ask(level, left), strict=True))
-            told = fit_surrogate(self.space, self.trials.of(level))
+            told = self.told(level)
             by_kept = sorted(left, key=lambda picks: key(level, picks, qualities[picks]))
             by_told = sorted(left, key=lambda picks: key(level, picks, _told(told, picks, qualities[picks])))
             mixed = dict.fromkeys(picks for pair in zip(by_kept, by_told, strict=True) for picks in pair)

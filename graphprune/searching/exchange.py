@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 from graphprune.searching.evaluating import Quality
 from graphprune.searching.greedy import Step
-from graphprune.searching.surrogate import fit_surrogate
 
 if TYPE_CHECKING:
     from graphprune.searching.asking import Asker
@@ -61,7 +60,7 @@ def _children(asker: Asker, parent: Picks, rng: random.Random, met: set[Picks]) 
 
 def _promising(asker: Asker, children: list[Picks]) -> list[Picks]:
     """Of children those that should be the best by what is known; a quarter of them are as they came."""
-    told = fit_surrogate(asker.space, asker.trials.of(asker.levels[0]))
+    told = asker.told(asker.levels[0])
     if told is None:
         return children[:CHILDREN]
 

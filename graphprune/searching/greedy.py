@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 
 from graphprune.searching.asking import SHORTLIST
 from graphprune.searching.goals import worth
-from graphprune.searching.surrogate import fit_surrogate
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -72,7 +71,7 @@ def rest(asker: Asker, start: Picks) -> list[Step]:
     """The one step to the limits without asking: by what all evaluations tell, or what blocks lost alone."""
     dense, level, here = asker.space.dense, asker.levels[0], start
     (before,) = asker.ask(level, [dense])
-    told = fit_surrogate(asker.space, asker.trials.of(level))
+    told = asker.told(level)
 
     def loss(picks: Picks) -> tuple[bool, float]:
         if told is not None:
@@ -137,7 +136,7 @@ def _shortlist(asker: Asker, here: Picks, candidates: Sequence[Picks]) -> list[P
     While nothing is known but the dense model, those go that leave out what is missed the most, as they are:
     not healed. Later those that lose the most for what they save by what all evaluations together say.
     """
-    told = fit_surrogate(asker.space, asker.trials.of(asker.levels[0]))
+    told = asker.told(asker.levels[0])
     if told is not None and here != asker.space.dense:
         losses = {
             one: _for_each(told.worth(here) - told.worth(one), _gain(asker, here, one)) for one in candidates

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from graphprune.healing.choice import Action
+    from graphprune.searching.evaluating import Quality
     from graphprune.searching.space import Picks, Space
-    from graphprune.searching.trials import Trial
 
     Wide = NDArray[np.float64]
 
@@ -42,17 +42,17 @@ class Surrogate:
         return self.base + sum(self.adds.get(pair, 0.0) for pair in enumerate(picks))
 
 
-def fit_surrogate(space: Space, trials: Sequence[Trial]) -> Surrogate | None:
+def fit_surrogate(space: Space, evaluated: Sequence[tuple[Picks, Quality]]) -> Surrogate | None:
     """The sum that fits evaluations best; None where these are too few.
 
     Ridge regression, its strength by the closed form of leaving one out (Allen's PRESS, 1974).
     """
-    known = [one for one in trials if math.isfinite(worth(one.quality))]
+    known = [(picks, worth(quality)) for picks, quality in evaluated if math.isfinite(worth(quality))]
     if len(known) < _FEWEST:
         return None
     pairs = [(place, one) for place, block in enumerate(space.blocks) for one in space.actions[block]]
-    columns = np.array([[one.picks[place] == action for place, action in pairs] for one in known], float)
-    values = np.array([worth(one.quality) for one in known])
+    columns = np.array([[picks[place] == action for place, action in pairs] for picks, _ in known], float)
+    values = np.array([kept for _, kept in known])
     base = float(values.mean())
     centre = columns.mean(0)
     errors = {strength: _press(columns - centre, values - base, strength) for strength in _STRENGTHS}

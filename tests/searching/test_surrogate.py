@@ -9,22 +9,21 @@ import pytest
 
 from graphprune.searching.evaluating import Quality
 from graphprune.searching.exchange import exchange
+from graphprune.searching.space import Picks
 from graphprune.searching.surrogate import fit_surrogate
-from graphprune.searching.trials import Trial
 from tests.searching.fake import Formula, asker
 
 LOSSES = {f"b{i}": 0.01 * (i + 1) for i in range(10)}
 
 
-def some(formula: Formula, count: int) -> list[Trial]:
+def some(formula: Formula, count: int) -> list[tuple[Picks, Quality]]:
     """So many random choices, evaluated."""
     space = asker(formula, dict.fromkeys(LOSSES, 1.0), "speedup=1.5").space
     rng = random.Random(0)
     drawn = {
         tuple(rng.choice(("keep", *space.actions[block])) for block in space.blocks): 0 for _ in range(count)
     }
-    found = [(picks, formula.quality(space.choice(picks))) for picks in drawn if space.allowed(picks)]
-    return [Trial(number, picks, {}, quality) for number, (picks, quality) in enumerate(found)]
+    return [(picks, formula.quality(space.choice(picks))) for picks in drawn if space.allowed(picks)]
 
 
 def test_what_adds_up_is_told_exactly() -> None:
@@ -33,8 +32,8 @@ def test_what_adds_up_is_told_exactly() -> None:
     space = asker(formula, dict.fromkeys(LOSSES, 1.0), "speedup=1.5").space
     told = fit_surrogate(space, trials)
     assert told is not None
-    for one in some(formula, 200)[80:]:
-        assert told.worth(one.picks) == pytest.approx(formula.kept(space.choice(one.picks)), abs=2e-3)
+    for picks, quality in some(formula, 200)[80:]:
+        assert told.worth(picks) == pytest.approx(quality.kept, abs=2e-3)
 
 
 def test_it_is_nearer_to_the_truth_than_a_noisy_evaluation() -> None:
@@ -43,10 +42,10 @@ def test_it_is_nearer_to_the_truth_than_a_noisy_evaluation() -> None:
     space = asker(formula, dict.fromkeys(LOSSES, 1.0), "speedup=1.5").space
     told = fit_surrogate(space, trials)
     assert told is not None
-    truth = np.array([formula.kept(space.choice(one.picks)) for one in trials])
-    evaluated = np.array([one.quality.kept for one in trials])
+    truth = np.array([formula.kept(space.choice(picks)) for picks, _ in trials])
+    evaluated = np.array([quality.kept for _, quality in trials])
     assert (
-        np.square([told.worth(one.picks) for one in trials] - truth).sum()
+        np.square([told.worth(picks) for picks, _ in trials] - truth).sum()
         < 0.5 * np.square(evaluated - truth).sum()
     )
 
@@ -54,7 +53,7 @@ def test_it_is_nearer_to_the_truth_than_a_noisy_evaluation() -> None:
 def test_too_few_evaluations_say_nothing_and_those_that_failed_do_not_count() -> None:
     formula = Formula(LOSSES)
     space = asker(formula, dict.fromkeys(LOSSES, 1.0), "speedup=1.5").space
-    failed = [Trial(0, one.picks, {}, Quality(float("nan"), float("nan"))) for one in some(formula, 40)]
+    failed = [(picks, Quality(float("nan"), float("nan"))) for picks, _ in some(formula, 40)]
     assert fit_surrogate(space, []) is None
     assert fit_surrogate(space, failed) is None
     assert fit_surrogate(space, [*failed, *some(formula, 4)]) is None
