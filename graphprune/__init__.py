@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from graphprune.bundle import Bundle, load
     from graphprune.compare import Verification, verify
     from graphprune.data.dataset import Data, read_data
+    from graphprune.draftsearch import Draft, find_draft
     from graphprune.errors import (
         CheckError,
         EditError,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
         SaveError,
         SelectionError,
     )
+    from graphprune.exits.asked import Exits, fit_exits
     from graphprune.exporter import export
     from graphprune.generator import Completion, Generation, Step, Steps, generate, generate_steps
     from graphprune.healing.asked import Healed, heal
@@ -52,6 +54,8 @@ if TYPE_CHECKING:
     from graphprune.searching.flow import search
     from graphprune.searching.found import Search
     from graphprune.settings import Settings
+    from graphprune.skipping.asked import Skipping, fit_skips
+    from graphprune.speculation import Drafting, Drafts
     from graphprune.survey import SurveyedFile, inspect
     from graphprune.timing import Bench, LeftOut, ModelCost, Timing, bench
     from graphprune.tracing import write_trace
@@ -65,7 +69,11 @@ __all__ = [
     "Completion",
     "Conversion",
     "Data",
+    "Draft",
+    "Drafting",
+    "Drafts",
     "EditError",
+    "Exits",
     "Generation",
     "GraphError",
     "GraphpruneError",
@@ -99,6 +107,7 @@ __all__ = [
     "Section",
     "SelectionError",
     "Settings",
+    "Skipping",
     "Source",
     "Step",
     "Steps",
@@ -110,6 +119,9 @@ __all__ = [
     "bench",
     "block_influence",
     "export",
+    "find_draft",
+    "fit_exits",
+    "fit_skips",
     "generate",
     "generate_steps",
     "heal",
@@ -137,6 +149,8 @@ _HOMES = {
     "bundle": ("Bundle", "load"),
     "compare": ("Verification", "verify"),
     "data.dataset": ("Data", "read_data"),
+    "exits.asked": ("Exits", "fit_exits"),
+    "draftsearch": ("Draft", "find_draft"),
     "exporter": ("export",),
     "generator": ("Completion", "Generation", "Step", "Steps", "generate", "generate_steps"),
     "healing.asked": ("Healed", "heal"),
@@ -158,6 +172,8 @@ _HOMES = {
     "searching.flow": ("search",),
     "searching.found": ("Search",),
     "settings": ("Settings",),
+    "skipping.asked": ("Skipping", "fit_skips"),
+    "speculation": ("Drafting", "Drafts"),
     "survey": ("SurveyedFile", "inspect"),
     "timing": ("Bench", "LeftOut", "ModelCost", "Timing", "bench"),
     "tracing": ("write_trace",),

@@ -20,6 +20,7 @@ import onnx_ir as ir
 
 from graphprune import storage, weights
 from graphprune.errors import LoadError, RunError, SaveError
+from graphprune.gates import GATES
 from graphprune.ortformat import SUFFIX, packaged
 from graphprune.reading import read_model
 
@@ -216,9 +217,10 @@ def with_provenance(file: ModelFile, given: Mapping[str, str]) -> dict[str, str]
     """The `metadata_props` to write: the model's own, and where this file comes from.
 
     What an earlier run of graphprune said moves, oldest first, into the list
-    `graphprune.history`.
+    `graphprune.history`; what is about the graph itself, such as its gates, stays.
     """
-    props = file.model.metadata_props
+    props = dict(file.model.metadata_props)
+    about = {key: props.pop(key) for key in (GATES,) if key in props}
     own = {key.removeprefix(_KEY): value for key, value in props.items() if key.startswith(_KEY)}
     history = _history(own.pop("history", "[]"))
     if own:
@@ -227,7 +229,7 @@ def with_provenance(file: ModelFile, given: Mapping[str, str]) -> dict[str, str]
     if history:
         entries["history"] = json.dumps(history)
     kept = {key: value for key, value in props.items() if not key.startswith(_KEY)}
-    return kept | {_KEY + key: value for key, value in entries.items()}
+    return kept | about | {_KEY + key: value for key, value in entries.items()}
 
 
 def _history(text: str) -> list[Any]:

@@ -8,13 +8,14 @@ decoder step by step, and once whole: the scores after the last token must be th
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from graphprune.bundle import ModelFile, load
 from graphprune.errors import CheckError, GraphpruneError, RunError
+from graphprune.gates import without_rules
 from graphprune.genconfig import GenerationRules
 from graphprune.hints import read_hint
 from graphprune.inputs import make_inputs
@@ -150,7 +151,8 @@ def _gaps(route: _Route) -> list[float] | str:
 
 def _open(route: _Route) -> LanguageModel:
     files = {file.name: file for file in (route.first, route.step, route.encoder) if file is not None}
-    sessions = {name: open_session(file.path, name, Settings(threads=1)) for name, file in files.items()}
+    opened = {name: open_session(file.path, name, Settings(threads=1)) for name, file in files.items()}
+    sessions = {name: replace(one, given=without_rules(one.optional)) for name, one in opened.items()}
     first, step = (Decoder(sessions[file.name], read_ports(file)) for file in (route.first, route.step))
     encoder = sessions[route.encoder.name] if route.encoder else None
     padding = read_padding(route.first, first.ports)

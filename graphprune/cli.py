@@ -17,6 +17,7 @@ import typer
 
 from graphprune import (
     cli_bench,
+    cli_exits,
     cli_generate,
     cli_heal,
     cli_measure,
@@ -25,6 +26,7 @@ from graphprune import (
     cli_rank,
     cli_report,
     cli_search,
+    cli_skips,
 )
 from graphprune.cli_common import Debug, Json, Model, console, emit, working
 from graphprune.cli_options import describe_passes, recipe_of, with_pass_options
@@ -92,12 +94,14 @@ def build_app(arguments: list[str]) -> typer.Typer:
     cli_measure.add_to(app)
     cli_bench.add_to(app)
     cli_heal.add_to(app)
+    cli_exits.add_to(app)
     cli_generate.add_to(app)
     cli_profile.add_to(app)
     cli_rank.add_to(app)
     cli_report.add_to(app)
     cli_package.add_to(app)
     cli_search.add_to(app)
+    cli_skips.add_to(app)
     return app
 
 
@@ -150,12 +154,16 @@ def inspect(model: Model, as_json: Json = False) -> None:
     """Show the stacks, layers and blocks of a model, and what could not be read as a block."""
     from graphprune.bundle import load
     from graphprune.describe import survey_to_json
+    from graphprune.gates import gates_to_json
     from graphprune.survey import inspect as survey
+    from graphprune.survey import ungated
 
     with working(f"reading {model}"):
-        files = survey(load(model))
+        bundle = load(model)
+        files = survey(ungated(bundle))
+    gates = [gates_to_json(file.name, file.model) for file in bundle.files]
     if as_json:
-        emit(survey_to_json(files))
+        emit(survey_to_json(files) | {"gates": [one for one in gates if one["blocks"]]})
         return
     from graphprune import cli_show
 
@@ -168,6 +176,9 @@ def inspect(model: Model, as_json: Json = False) -> None:
             console().print(cli_show.stack_table(stack), "")
         if file.architecture.declined:
             console().print("declined:", cli_show.declined_table(file.architecture.declined), "")
+    for one in gates:
+        if one["blocks"]:
+            console().print(cli_show.gates_table(one), "")
 
 
 def passes(as_json: Json = False) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from graphprune.cli_common import Json, console, emit, require_folder, write_csv
-from graphprune.cli_groups import Grid, Runtime, with_groups
+from graphprune.cli_groups import Depth, Grid, with_groups
 from graphprune.cli_measure import Steps
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def bench(
     models: Annotated[list[Path], typer.Argument(help="Models; ratios are to the first.")],
     inputs: Grid = Grid(),
     steps: Steps = 0,
-    runtime: Runtime = Runtime(threads=1),
+    runtime: Depth = Depth(threads=1),
     rounds: Annotated[int, typer.Option(min=2, help="Timed rounds; each runs every model once.")] = 50,
     loads: Annotated[int, typer.Option(min=1, help="Times that models are loaded for these rounds.")] = 10,
     warmup: Annotated[int, typer.Option(min=0, help="Rounds before the timed ones of each load.")] = 2,
@@ -66,7 +66,7 @@ def bench(
             warmup=warmup,
             steps=steps,
             baseline=_place(baseline, models),
-            settings=runtime.settings(),
+            settings=runtime.settings_of(*models),
             footprint=footprint,
             roofline=roofline,
             on_progress=lambda what, share: progress.update(task, description=what, completed=share),

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
@@ -31,6 +31,7 @@ _RUNTIME: dict[str, Any] = {"rich_help_panel": "Runtime"}
 _DIGITS = 20
 _TEXT = "A text, by the model's tokenizer; may be given several times."
 _PROVIDER = "Where it runs: cpu, cuda, tensorrt, …, several by commas, or auto."
+_SKIP = "Blocks or layers that do not run, of a model with gates: 3,5 or decoder.2.ffn; or none."
 _OPTION = "An option of a provider, such as cuda.gpu_mem_limit=2000000000; several times."
 
 
@@ -134,6 +135,34 @@ class Runtime:
             self.cache,
             _by_provider(self.provider_option or ()),
         )
+
+
+@dataclass(frozen=True)
+class Depth(Runtime):
+    """As `Runtime`, with the blocks that do not run."""
+
+    skip: Annotated[
+        str | None, typer.Option(metavar="BLOCKS", help=_SKIP, show_default=False, **_RUNTIME)
+    ] = None
+
+    def settings_of(self, *models: Path) -> Settings:
+        """The settings that the options ask for; one of `models` has gates for the blocks to skip.
+
+        Raises `RunError`.
+        """
+        skip = tuple(item.strip() for item in (self.skip or "").split(",") if item.strip())
+        if skip:
+            _require_gates(models, skip)
+        return dataclasses.replace(self.settings(), skip=skip)
+
+
+def _require_gates(models: Sequence[Path], skip: Sequence[str]) -> None:
+    from graphprune.bundle import load
+    from graphprune.gates import read_gates, require_gates
+
+    files = [file for model in models for file in load(model).files]
+    gates = dict.fromkeys(id for file in files for id in read_gates(file.model.metadata_props))
+    require_gates([*gates], skip, str(models[-1]))
 
 
 def with_groups(command: Callable[..., None]) -> Callable[..., None]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from graphprune.cli_common import Json, Model, console, emit, working
-from graphprune.cli_groups import Inputs, Runtime, with_groups
+from graphprune.cli_groups import Depth, Inputs, with_groups
 from graphprune.errors import RunError
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def run(
     model: Model,
     inputs: Inputs = Inputs(),
     steps: Steps = 0,
-    runtime: Runtime = Runtime(),
+    runtime: Depth = Depth(),
     save: Annotated[Path | None, typer.Option(help="Write the outputs to this .npz file.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -39,7 +39,7 @@ def run(
 
     source = inputs.source(model)
     with working(f"running {model}"):
-        calls = run_model(model, source, steps=steps, settings=runtime.settings())
+        calls = run_model(model, source, steps=steps, settings=runtime.settings_of(model))
     if save is not None:
         _save_outputs(save, calls)
     if as_json:
@@ -53,7 +53,7 @@ def verify(
     b: Model,
     inputs: Inputs = Inputs(batch=2),
     steps: Steps = 2,
-    runtime: Runtime = Runtime(),
+    runtime: Depth = Depth(),
     logits: Annotated[str, typer.Option(help="How an output is called that holds logits.")] = "logits",
     max_abs: _Limit = None,
     max_mean_abs: _Limit = None,
@@ -70,7 +70,7 @@ def verify(
     source = inputs.source(a)
     limits = Limits(max_abs, max_mean_abs, max_kl, min_cosine, min_top1)
     with working(f"comparing {a} and {b}"):
-        result = compare(a, b, source, steps=steps, logits=logits, settings=runtime.settings())
+        result = compare(a, b, source, steps=steps, logits=logits, settings=runtime.settings_of(a, b))
     broken = limits.broken(result.differences)
     if as_json:
         emit({**asdict(result), "broken": broken, "passed": not broken})

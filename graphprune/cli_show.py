@@ -6,7 +6,7 @@ Everything here builds things to print; `cli.py` prints them.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -82,6 +82,18 @@ def stack_table(stack: Stack) -> Table:
             node_name(block.join),
             "yes" if block.droppable else f"no: {block.reason}",
         )
+    return table
+
+
+def gates_table(gates: Mapping[str, Any]) -> Table:
+    """The places of a model's `run_mask`: their blocks, what runs by default, and what rules say of them."""
+    table = plain_table("run_mask", "block", "by default", *gates["rules"])
+    for place, (block, runs) in enumerate(zip(gates["blocks"], gates["runs"], strict=True)):
+        told = (values[place] for values in gates["rules"].values())
+        rules = (
+            ("runs" if one else "does not run") if isinstance(one, bool) else f"{one:.4g}" for one in told
+        )
+        table.add_row(str(place), block, "runs" if runs else "does not run", *rules)
     return table
 
 

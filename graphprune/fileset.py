@@ -208,10 +208,10 @@ def _unlike(
     if len(decoders) < 2 and not merged:
         return
     from graphprune.copies import differences
-    from graphprune.survey import inspect
+    from graphprune.survey import inspect, ungated
 
     names = {one.name for one in decoders}
-    surveyed = [file for file in files or inspect(bundle) if file.name in names]
+    surveyed = [file for file in files or inspect(ungated(bundle)) if file.name in names]
     yield from differences(surveyed)
 
 

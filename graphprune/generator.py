@@ -9,6 +9,7 @@ print(loop.result().completions[0].reason)
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from graphprune.errors import RunError
 from graphprune.language import LanguageModel, open_model
 from graphprune.prompting import Group, read_prompts
-from graphprune.sampling import Sampling
+from graphprune.sampling import Proposal, Sampling
+from graphprune.speculation import Drafting, Drafts
+from graphprune.speculator import Speculator
 
 if TYPE_CHECKING:
     import numpy as np
@@ -55,7 +58,8 @@ class Generation:
 
     `prefill_s` until the first token of each, encoder included; `decode_s` for the others. Seconds
     that the caller spent between steps do not count. `prompt_tokens` were read and `decoded` made
-    in those times. `cache_bytes` is the size of all caches at the end.
+    in those times. `cache_bytes` is the size of all caches at the end. `drafts` tells what became of
+    drafts; None where none were made.
     """
 
     completions: tuple[Completion, ...]
@@ -64,6 +68,7 @@ class Generation:
     prefill_s: float
     decode_s: float
     cache_bytes: int
+    drafts: Drafts | None = None
 
     @property
     def prefill_per_s(self) -> float:
@@ -113,6 +118,7 @@ def generate_steps(
     start: Sequence[int] | None = None,
     inputs: Mapping[str, NDArray[Any]] | None = None,
     settings: Settings | None = None,
+    drafting: Drafting | None = None,
 ) -> Steps:
     """Complete prompts step by step; what the model at this path, or loaded by `open_model`, makes of them.
 
@@ -122,6 +128,12 @@ def generate_steps(
     own end (unless `ignore_eos`), before the first of the strings in `stop`, or after
     `max_new_tokens`. `settings` say how it is run, where a path is given.
 
+    With `drafting` the model drafts tokens by itself without some blocks, and verifies several at once
+    (self-speculative decoding): the same tokens where the most likely one is taken, the same distribution
+    where they are drawn. Every text runs alone then: their drafts are kept for different lengths, and not
+    all models can go on from caches of different lengths side by side. A model that is loaded already must
+    have been opened for it (`open_model(path, draft_skip=…)`).
+
     Raises `LoadError` where the model cannot be read, `RunError` where it makes no text or the
     prompts do not fit it.
     """
@@ -130,13 +142,17 @@ def generate_steps(
     if "" in stop:
         raise RunError("a stop string is empty")
     if not isinstance(model, LanguageModel):
-        model = open_model(model, settings)
+        model = open_model(model, settings, draft_skip=drafting.skip if drafting else None)
+    if drafting and model.shortcut is None:
+        raise RunError(f"{model.path} was not opened for drafts: give draft_skip to open_model")
     if stop and model.tokenizer is None:
         raise RunError(f"{model.path}: stop strings need a tokenizer.json beside the model: give stop tokens")
     groups = read_prompts(model, prompts, start, inputs or {})
     rules = model.rules.without_end() if ignore_eos else model.rules
     ends = frozenset(stop_tokens) | rules.eos
-    return Steps(model, groups, rules, ends, tuple(stop), max_new_tokens, sampling or Sampling())
+    if drafting:
+        groups = tuple(alone for group in groups for alone in group.apart())
+    return Steps(model, groups, rules, ends, tuple(stop), max_new_tokens, sampling or Sampling(), drafting)
 
 
 @dataclass
@@ -171,10 +187,11 @@ class Steps(Iterator[Step]):
         stop: tuple[str, ...],
         max_new_tokens: int,
         sampling: Sampling,
+        drafting: Drafting | None = None,
     ) -> None:
         self._model, self._groups, self._rules, self._ends = model, groups, rules, ends
-        self._max, self._sampling = max_new_tokens, sampling
-        self._lanes: list[Lane] = []
+        self._max, self._sampling, self._drafting = max_new_tokens, sampling, drafting
+        self._lanes: list[Lane | Speculator] = []
         begins = {row: ids for one in groups for row, ids in zip(one.rows, one.begins, strict=True)}
         self._texts = [_Text(begins[row], [], _transcript(model, stop)) for row in sorted(begins)]
         self._randoms = sampling.generators(len(self._texts))
@@ -212,6 +229,15 @@ class Steps(Iterator[Step]):
             prefill_s=self._seconds[0],
             decode_s=self._seconds[1],
             cache_bytes=sum(lane.cache_bytes for lane in self._lanes),
+            drafts=self._drafts() if self._drafting else None,
+        )
+
+    def _drafts(self) -> Drafts:
+        made = [lane.drafts for lane in self._lanes if isinstance(lane, Speculator)]
+        return Drafts(
+            sum(one.drafted for one in made),
+            sum(one.accepted for one in made),
+            sum(one.verifications for one in made),
         )
 
     def _begin(self) -> Scores:
@@ -219,11 +245,25 @@ class Steps(Iterator[Step]):
 
         parts = []
         for group in self._groups:
-            self._lanes.append(group.open(self._model))
+            self._lanes.append(self._open(group))
             parts.append(self._lanes[-1].begin())
         order = np.argsort([row for group in self._groups for row in group.rows])
         self._scores = parts[0] if len(parts) == 1 else np.concatenate(parts)[order]
         return self._scores
+
+    def _open(self, group: Group) -> Lane | Speculator:
+        """A lane for a group; for drafts the group has one text."""
+        lane, shortcut = group.open(self._model), self._model.shortcut
+        if self._drafting is None or shortcut is None:
+            return lane
+        (row,), (begin,) = group.rows, group.begins
+        limit = min(len(begin) + self._max, self._model.context or sys.maxsize)
+
+        def propose(scores: Scores, text: Sequence[int]) -> Proposal:
+            ruled = self._rules.apply(scores, begun=len(begin), made=len(text) - len(begin), ends=False)
+            return self._sampling.propose(ruled, text, self._randoms[row])
+
+        return Speculator(lane, shortcut, self._drafting, propose, begin, limit)
 
     def _advance(self) -> Scores:
         """Feed the last tokens. Texts that have ended go along as long as one beside them goes on."""
@@ -239,7 +279,7 @@ class Steps(Iterator[Step]):
                     self._scores[list(group.rows)] = made
         return self._scores
 
-    def _choose(self, group: Group, lane: Lane, scores: Scores) -> list[int]:
+    def _choose(self, group: Group, lane: Lane | Speculator, scores: Scores) -> list[int]:
         """A token for each text of a group."""
         texts = [self._texts[row] for row in group.rows]
         made = max(len(text.tokens) for text in texts)
@@ -249,9 +289,11 @@ class Steps(Iterator[Step]):
         scores = self._rules.apply(scores, begun=lane.length - made, made=made, ends=ends)
         penalized = texts if self._sampling.repetition_penalty != 1 else ()
         so_far = [(*text.prompt, *text.tokens) for text in penalized]
-        return self._sampling.choose(scores, so_far, [self._randoms[row] for row in group.rows])
+        randoms = [self._randoms[row] for row in group.rows]
+        proposals = lane.proposals if isinstance(lane, Speculator) else ()
+        return self._sampling.choose(scores, so_far, randoms, proposals)
 
-    def _take(self, text: _Text, token: int, lane: Lane) -> str:
+    def _take(self, text: _Text, token: int, lane: Lane | Speculator) -> str:
         """Add a token to a text, and end it where it ends; the text that it adds."""
         text.tokens.append(token)
         transcript, told = text.transcript, len(text.transcript.safe) if text.transcript else 0
@@ -269,7 +311,7 @@ class Steps(Iterator[Step]):
             transcript.end()
         return transcript.safe[told:] if transcript else ""
 
-    def _is_full(self, lane: Lane) -> bool:
+    def _is_full(self, lane: Lane | Speculator) -> bool:
         """Whether the model has no position for one more token."""
         return self._model.context is not None and lane.length >= self._model.context
 

@@ -1,30 +1,34 @@
-"""Texts that go through a decoder side by side, and the caches that go along with them.
-
-Caches never leave the runtime: each call's outputs are bound as the next call's inputs
-(ONNX Runtime's IO binding), in whatever type the model keeps them.
-"""
+"""Texts that go through a decoder side by side, and the caches that go along with them."""
 
 from __future__ import annotations
 
-import ctypes
-import math
+import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from graphprune.decodercall import DecoderCall, bytes_of, cropped
 from graphprune.errors import RunError
-from graphprune.starting import first_line
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from graphprune.language import Decoder, LanguageModel
+    from graphprune.language import LanguageModel
 
     Scores = NDArray[np.float32]
     Ids = NDArray[np.int64]
 
-_BFLOAT16 = 16  # of onnx.TensorProto, which numpy lacks
+
+@dataclass(frozen=True, eq=False)
+class Mark:
+    """A place in the texts of a lane to which it can go back: what `Lane.mark` gives."""
+
+    width: int
+    lengths: Ids
+    ids: Ids
+    cache: dict[str, Any]
 
 
 class Lane:
@@ -38,7 +42,9 @@ class Lane:
         self, model: LanguageModel, prompts: Sequence[Sequence[int]], others: Mapping[str, NDArray[Any]]
     ) -> None:
         self._model = model
-        self._calls = [_Call(one, others) for one in (model.first, model.step or model.first)]
+        step = model.step or model.first
+        self._first, self._next = (DecoderCall(one, others) for one in (model.first, step))
+        self._short = DecoderCall(step, others, model.shortcut) if model.shortcut else None
         self._lengths = np.array([len(prompt) for prompt in prompts], np.int64)
         self._width = int(self._lengths.max())
         self._fill = self._width - self._lengths if model.padding == "left" else np.zeros_like(self._lengths)
@@ -47,6 +53,12 @@ class Lane:
         for row, prompt, fill in zip(self._ids, prompts, self._fill, strict=True):
             row[fill : fill + len(prompt)] = prompt
         self._cache: dict[str, Any] = {}
+        self._growing: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The name of the file that takes further tokens."""
+        return self._next.name
 
     @property
     def length(self) -> int:
@@ -54,36 +66,92 @@ class Lane:
         return self._width
 
     @property
+    def room(self) -> int:
+        """The tokens for which the model has positions yet; a great number where that is not known."""
+        return sys.maxsize if self._model.context is None else self._model.context - self._width
+
+    @property
     def cache_bytes(self) -> int:
         """What the caches take now."""
-        return sum(_bytes(value) for value in self._cache.values())
+        return sum(bytes_of(value) for value in self._cache.values())
 
     def begin(self) -> Scores:
         """Read the prompts: the scores [texts, vocabulary] of the token after each."""
-        first, ids = self._calls[0], self._ids
+        first, ids = self._first, self._ids
         self._cache = first.empty(len(ids))
         if not first.ports.single:
-            return self._run(first, ids)
-        scores = [self._run(first, ids[:, place : place + 1], place + 1) for place in range(self._width)]
-        return scores[-1]
+            return self._last(self._run(first, ids, self._width), ids.shape[1])
+        for place in range(self._width):
+            scores = self._run(first, ids[:, place : place + 1], place + 1)
+        return self._last(scores, 1)
 
     def advance(self, tokens: Sequence[int]) -> Scores:
         """Take one more token for each text: the scores of the one after it."""
-        column = np.array(tokens, np.int64)[:, None]
-        self._width += 1
-        self._lengths += 1
-        if self._model.step is not None:
-            return self._run(self._calls[1], column)
-        self._ids = np.concatenate([self._ids, column], axis=1)
-        return self._run(self._calls[0], self._ids)
+        scores = self._extend(np.array(tokens, np.int64)[:, None], self._next)
+        return self._last(scores, 1 if self._model.step else self._width)
 
-    def _run(self, call: _Call, ids: Ids, width: int = 0) -> Scores:
-        width = width or self._width
+    def extend(self, tokens: Sequence[Sequence[int]], *, shortcut: bool = False) -> Scores:
+        """Take as many more tokens for each text: the scores [texts, tokens, vocabulary] after each of them.
+
+        With `shortcut` some blocks are passed by, and their caches do not have these tokens. The texts have
+        one length. Raises `RunError` where the file does not give so many scores.
+        """
+        more = np.array(tokens, np.int64)
+        call = self._short if shortcut and self._short else self._next
+        scores = self._extend(more, call)
+        if scores.ndim == 2:
+            scores = scores[:, None]
+        if scores.shape[1] < more.shape[1]:
+            raise RunError(f"{call.name} gives scores after the last token only: it cannot verify drafts")
+        return scores[:, -more.shape[1] :].astype(np.float32, copy=False)
+
+    def mark(self) -> Mark:
+        """Where the texts are now."""
+        return Mark(self._width, self._lengths, self._ids, self._cache)
+
+    def rewind(self, mark: Mark) -> None:
+        """Go back to where the texts were."""
+        self._width, self._lengths = mark.width, mark.lengths
+        self._ids, self._cache = mark.ids, mark.cache
+
+    def crop(self, length: int) -> None:
+        """Forget the tokens from this length on. Raises `RunError` where a cache does not hold all tokens."""
+        if length == self._width:
+            return
+        kept = {slot: self._cropped(slot, length) for slot in self._growing}
+        self._cache = self._cache | kept
+        self._lengths = self._lengths - (self._width - length)
+        self._width = length
+        if self._model.step is None:
+            self._ids = self._ids[:, :length]
+
+    def _cropped(self, slot: str, length: int) -> Any:
+        value = self._cache[slot]
+        held = value.shape()[-2]
+        if held != self._width:
+            raise RunError(
+                f"{self.name}: the cache {slot} holds {held} of {self._width} tokens: it cannot go back to "
+                "where a draft was wrong"
+            )
+        return cropped(value, length)
+
+    def _extend(self, more: Ids, call: DecoderCall) -> NDArray[Any]:
+        self._width += more.shape[1]
+        self._lengths = self._lengths + more.shape[1]
+        if self._model.step is not None:
+            return self._run(call, more, self._width)
+        self._ids = np.concatenate([self._ids, more], axis=1)
+        return self._run(call, self._ids, self._width)
+
+    def _run(self, call: DecoderCall, ids: Ids, width: int) -> NDArray[Any]:
+        """The file's scores; what it puts into the caches is kept."""
         mask = self._mask(width) if call.ports.mask else None
         places = self._places(ids.shape[1], width) if call.ports.positions else None
         scores, cache = call.run(ids, mask, places, width - ids.shape[1], self._cache)
-        self._cache |= cache
-        return self._last(call, scores, ids.shape[1])
+        self._cache = self._cache | cache
+        if call is self._next:
+            self._growing = tuple(slot for slot in cache if "encoder" not in slot.split("."))
+        return scores
 
     def _mask(self, width: int) -> NDArray[np.bool_]:
         """Which columns are tokens of the text."""
@@ -101,7 +169,7 @@ class Lane:
         places: Ids = np.maximum(np.arange(width - count, width) - self._fill[:, None], 0)
         return places
 
-    def _last(self, call: _Call, scores: NDArray[Any], count: int) -> Scores:
+    def _last(self, scores: NDArray[Any], count: int) -> Scores:
         """The scores after each text's last token, as float32."""
         if scores.ndim == 2:
             last = scores
@@ -110,103 +178,5 @@ class Lane:
         elif scores.shape[1] == count:
             last = scores[np.arange(len(scores)), self._lengths - 1]
         else:
-            raise RunError(f"{call.name} gives scores after the last column only: give prompts of one length")
+            raise RunError(f"{self.name} gives scores after the last column only: give prompts of one length")
         return last.astype(np.float32, copy=False)
-
-
-class _Call:
-    """One decoder file, bound: inputs that stay are bound once, the others for every run."""
-
-    def __init__(self, decoder: Decoder, others: Mapping[str, NDArray[Any]]) -> None:
-        session, self.ports = decoder.session, decoder.ports
-        self.name = session.name
-        self._runtime = session.runtime
-        self._inputs = {one.name: one for one in session.runtime.get_inputs()}
-        self._types = {name: session.element_type(name) for name in session.inputs}
-        self._binding = session.runtime.io_binding()
-        self._device = session.device
-        self._slots = list(self.ports.presents)
-        missing = [name for name in self.ports.others if name not in others]
-        if missing:
-            raise RunError(f"{self.name}: inputs without a value: {', '.join(missing)}")
-        for name in self.ports.others:
-            self._bind(name, session.cast(name, others[name]))
-
-    def empty(self, rows: int) -> dict[str, Any]:
-        """Caches of no tokens, as the file takes them. Raises `RunError` where their size is not known."""
-        heads = self.ports.heads
-        return {slot: self._empty(name, rows, heads.get(slot)) for slot, name in self.ports.pasts.items()}
-
-    def run(
-        self,
-        ids: Ids,
-        mask: NDArray[np.bool_] | None,
-        places: Ids | None,
-        past: int,
-        cache: Mapping[str, Any],
-    ) -> tuple[NDArray[Any], dict[str, Any]]:
-        """Run once: the scores, and the caches by their slots."""
-        ports, binding = self.ports, self._binding
-        self._bind(ports.ids, ids)
-        if mask is not None:
-            self._bind(ports.mask, mask)
-        if places is not None:
-            self._bind(ports.positions, places)
-        if ports.place:
-            self._bind(ports.place, np.arange(past, past + ids.shape[1]))
-        if ports.branch:
-            self._bind(ports.branch, np.array([past > 0]))
-        for slot, name in ports.pasts.items():
-            binding.bind_ortvalue_input(name, cache[slot])
-        binding.bind_output(ports.logits)
-        for slot in self._slots:
-            binding.bind_output(ports.presents[slot], *self._device)
-        try:
-            self._runtime.run_with_iobinding(binding)
-        except Exception as error:  # the runtime's own exceptions share no public base
-            raise RunError(f"{self.name}: {first_line(error)}") from error
-        scores, *values = binding.get_outputs()
-        return _numpy(scores), self._kept(dict(zip(self._slots, values, strict=True)), past)
-
-    def _kept(self, given: dict[str, Any], past: int) -> dict[str, Any]:
-        """The caches but for empty ones: a merged decoder's second branch puts such out for what stays."""
-        if not self.ports.branch or past == 0 or not any(0 in value.shape() for value in given.values()):
-            return given
-        kept = {slot: value for slot, value in given.items() if 0 not in value.shape()}
-        self._slots = list(kept)
-        self._binding.clear_binding_outputs()
-        return kept
-
-    def _bind(self, name: str, array: NDArray[Any]) -> None:
-        array = np.ascontiguousarray(array, self._types[name])
-        self._binding.bind_cpu_input(name, array)
-
-    def _empty(self, name: str, rows: int, head: int | None) -> Any:
-        import onnxruntime as ort
-        from onnx import TensorProto
-
-        *stacked, _, count, past, size = self._inputs[name].shape
-        shape = [*stacked, rows, count, past if isinstance(past, int) else 0, head or size]
-        if shape[-2] or not all(isinstance(one, int) for one in shape):
-            raise RunError(f"{self.name}: {name} {self._inputs[name].shape} cannot begin without tokens")
-        kind = self._inputs[name].type.removeprefix("tensor(").removesuffix(")")
-        element = TensorProto.DataType.Value(kind.upper())
-        return ort.OrtValue.ortvalue_from_shape_and_type(shape, element, *self._device)
-
-
-def _bytes(value: Any) -> int:
-    from onnx import helper
-
-    size: int = helper.tensor_dtype_to_np_dtype(value.element_type()).itemsize
-    return math.prod((size, *value.shape()))
-
-
-def _numpy(value: Any) -> NDArray[Any]:
-    """A tensor as an array; bfloat16, which numpy lacks, as float32."""
-    if value.element_type() != _BFLOAT16:
-        array: NDArray[Any] = value.numpy()
-        return array
-    count = math.prod(value.shape())
-    raw = np.ctypeslib.as_array((ctypes.c_uint16 * count).from_address(value.data_ptr()))
-    wide: NDArray[np.float32] = (raw.astype(np.uint32) << 16).view(np.float32)
-    return wide.reshape(tuple(value.shape()))

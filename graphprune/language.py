@@ -21,6 +21,7 @@ from graphprune.errors import RunError
 from graphprune.genconfig import GenerationRules, read_rules
 from graphprune.ports import Padding, Ports, inputs_of, position_limits, read_padding, read_ports
 from graphprune.session import Session, open_session
+from graphprune.speculation import open_with_shortcut
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
     from graphprune.bundle import ModelFile
     from graphprune.settings import Settings
+    from graphprune.speculation import Shortcut
 
 
 # Tokens to try whether a model is causal, and what later ones may do, as a share of what earlier ones do.
@@ -49,7 +51,8 @@ class LanguageModel:
 
     `step` is None where every token needs a full pass. `padding` says on which side prompts of
     different lengths are filled up ("none": they cannot be), and `context` how long a text may
-    get, where that is known. `tokenizer` is None where there is none beside the model.
+    get, where that is known. `tokenizer` is None where there is none beside the model. `shortcut` says
+    how blocks are passed by in drafts; it is None where none can be.
     """
 
     path: Path
@@ -60,12 +63,16 @@ class LanguageModel:
     context: int | None
     rules: GenerationRules
     tokenizer: Tokenizer | None
+    shortcut: Shortcut | None = None
 
 
-def open_model(path: str | Path, settings: Settings | None = None) -> LanguageModel:
+def open_model(
+    path: str | Path, settings: Settings | None = None, *, draft_skip: str | None = None
+) -> LanguageModel:
     """Load a bundle that makes text: only those of its files that are needed.
 
-    Raises `LoadError` where it cannot be read, `RunError` where it makes no text.
+    `draft_skip` selects layers and blocks that drafts pass by (`Drafting`): `decoder.4-7`, say.
+    Raises `LoadError` where it cannot be read, `RunError` where it makes no text, or cannot draft so.
     """
     from graphprune.bundle import load
     from graphprune.fileset import require_set
@@ -76,6 +83,10 @@ def open_model(path: str | Path, settings: Settings | None = None) -> LanguageMo
     first, step = _choose(files, Path(path))
     encoder = find_encoder(files) if first.ports.reads_encoder else None
     opened: dict[str, Session] = {}
+    shortcut = None
+    if draft_skip is not None:
+        drafting = (step or first).file
+        opened[drafting.name], shortcut = open_with_shortcut(drafting, draft_skip, settings)
 
     def session(file: ModelFile) -> Session:
         if file.name not in opened:
@@ -95,6 +106,7 @@ def open_model(path: str | Path, settings: Settings | None = None) -> LanguageMo
         context=min((size for size in (rules.context, *position_limits(first.file)) if size), default=None),
         rules=rules,
         tokenizer=_tokenizer(path),
+        shortcut=shortcut,
     )
 
 

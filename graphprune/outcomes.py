@@ -88,11 +88,12 @@ def removed(outcomes: Iterable[Outcome]) -> tuple[Block, ...]:
 def edits_in_order(outcomes: Iterable[Outcome], files: Iterable[SurveyedFile]) -> list[Edit]:
     """The edits as they are to be applied: those that rearrange a whole stack after those within it.
 
-    So a layer that runs twice runs twice as it was changed, whatever the order of the passes.
+    So a layer that runs twice runs twice as it was changed, whatever the order of the passes. Those that
+    are to be last come at the very end.
     """
     stacks = {stack.name for file in files for stack in file.architecture.stacks}
     edits = [outcome.answer for outcome in outcomes if isinstance(outcome.answer, Edit)]
-    return sorted(edits, key=lambda edit: edit.target in stacks)
+    return sorted(edits, key=lambda edit: (edit.last, edit.target in stacks))
 
 
 def _settled(answers: list[Outcome], files: Sequence[SurveyedFile]) -> tuple[Outcome, ...]:

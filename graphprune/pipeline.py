@@ -18,6 +18,7 @@ from graphprune import recipe as recipes
 from graphprune.configs_genai import follow_genai
 from graphprune.errors import EditError, SelectionError
 from graphprune.fileset import require_set
+from graphprune.gates import read_gates
 from graphprune.macs import Macs
 from graphprune.outcomes import Outcome, ask, edits_in_order, removed
 from graphprune.prunepass import Edit, Skipped
@@ -162,11 +163,22 @@ def plan(bundle: Bundle, recipe: Recipe, *, loader: Loader | None = None) -> Pla
     `LoadError` where the bundle's files do not belong together.
     """
     recipe = recipe.pinned()
+    _refuse_gates(bundle, recipe)
     read = _ir_steps(bundle.clone(), recipe.before) if recipe.before else bundle
     loader = loader or recipe.loader or loader_of(bundle)
     files = inspect(read, loader)
     require_set(read, files)
     return Plan(bundle, recipe, files, ask(recipe.passes, files), loader)
+
+
+def _refuse_gates(bundle: Bundle, recipe: Recipe) -> None:
+    """Blocks behind gates stand alone in subgraphs, where their layers and numbers cannot be told."""
+    gated = next((file.name for file in bundle.files if read_gates(file.model.metadata_props)), "")
+    if gated and recipe.passes:
+        raise EditError(
+            f"{gated} has gates already (insert_skips): prune the model that it was made from, and name "
+            "insert_skips among the passes"
+        )
 
 
 def prune(

@@ -156,6 +156,7 @@ def _feeds(session: Session, source: Source, step: int, cache: Arrays) -> dict[s
     )
     given = {} if cache else source.arrays
     feeds |= {name: session.cast(name, given[name]) for name in session.inputs if name in given}
+    feeds |= {name: source.arrays[name] for name in session.optional if name in source.arrays}
     if "use_cache_branch" in feeds:
         feeds["use_cache_branch"] = np.full_like(feeds["use_cache_branch"], bool(cache))
     return feeds

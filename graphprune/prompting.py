@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +36,21 @@ class Group:
     def open(self, model: LanguageModel) -> Lane:
         """Run the encoder, if there is one; a lane that is ready to begin."""
         return Lane(model, self.begins, {**_encoded(model, self.feeds), **self.others})
+
+    def apart(self) -> Iterator[Group]:
+        """The same texts, each in a group of its own."""
+        rows = len(self.rows)
+        for place, (row, begin) in enumerate(zip(self.rows, self.begins, strict=True)):
+            parts = (_row(arrays, place, rows) for arrays in (self.feeds, self.others))
+            yield Group((row,), (begin,), *parts)
+
+
+def _row(arrays: Arrays, place: int, rows: int) -> Arrays:
+    """One row of arrays; those that are not for each row stay as they are."""
+    return {
+        name: array[place : place + 1] if array.ndim and len(array) == rows else array
+        for name, array in arrays.items()
+    }
 
 
 def read_prompts(

@@ -32,7 +32,7 @@ class Edit:
     `instead` are the multiply-accumulates of what stands in the place of what is removed: None where
     nothing does. `spared` are those that a block that stays no longer does. `norms` are the norms behind
     joins that go along with `removes`; where that is empty, those that change, which stay where their block
-    goes without them.
+    goes without them. One that is `last` is applied when all others are.
     """
 
     target: str
@@ -47,6 +47,7 @@ class Edit:
     instead: Macs | None = None
     spared: Macs | None = None
     norms: tuple[Norm, ...] = ()
+    last: bool = False
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,18 @@ if TYPE_CHECKING:
     Scores = NDArray[np.float32]
 
 
+@dataclass(frozen=True, eq=False)
+class Proposal:
+    """A token that a draft chose, and its probability in the draft as the draft's scores tell it.
+
+    `shares` [vocabulary] are the probabilities by which it was drawn; None where none was.
+    """
+
+    token: int
+    confidence: float
+    shares: NDArray[np.float64] | None = None
+
+
 @dataclass(frozen=True)
 class Sampling:
     """How tokens are chosen. Temperature 0 takes the most likely one and draws nothing.
@@ -53,19 +65,45 @@ class Sampling:
         return [np.random.default_rng((self.seed, row)) for row in range(rows)]
 
     def choose(
-        self, scores: Scores, texts: Sequence[Sequence[int]], randoms: Sequence[np.random.Generator]
+        self,
+        scores: Scores,
+        texts: Sequence[Sequence[int]],
+        randoms: Sequence[np.random.Generator],
+        proposals: Sequence[Proposal | None] = (),
     ) -> list[int]:
-        """One token for each row of `scores` [rows, vocabulary]; `texts` are the tokens so far."""
+        """One token for each row of `scores` [rows, vocabulary]; `texts` are the tokens so far.
+
+        Where a draft made `proposals` for them, they are kept as often as can be.
+        """
+        warped = self._warped(scores, texts)
+        if not self.temperature:
+            return [int(token) for token in warped.argmax(axis=-1)]
+        drafted = proposals or [None] * len(warped)
+        return [
+            draw(row, random) if one is None else settle(row, random, one)
+            for row, random, one in zip(warped, randoms, drafted, strict=True)
+        ]
+
+    def propose(self, scores: Scores, text: Sequence[int], random: np.random.Generator) -> Proposal:
+        """What a draft chooses by its scores [1, vocabulary]."""
+        row = self._warped(scores, [text])[0]
+        if not self.temperature:
+            token = int(row.argmax())
+            return Proposal(token, float(1 / np.exp(row - row[token]).sum()))
+        shares = softmax(row.astype(np.float64))
+        token = draw(row, random)
+        return Proposal(token, float(shares[token]), shares)
+
+    def _warped(self, scores: Scores, texts: Sequence[Sequence[int]]) -> Scores:
+        """The scores by which tokens are chosen."""
         if self.repetition_penalty != 1:
             scores = penalize(scores, texts, self.repetition_penalty)
         if not self.temperature:
-            return [int(token) for token in scores.argmax(axis=-1)]
+            return scores
         scores = scores / np.float32(self.temperature)
         if self.top_k:
             scores = keep_top_k(scores, self.top_k)
-        if self.top_p < 1:
-            scores = keep_top_p(scores, self.top_p)
-        return [draw(row, random) for row, random in zip(scores, randoms, strict=True)]
+        return keep_top_p(scores, self.top_p) if self.top_p < 1 else scores
 
 
 def penalize(scores: Scores, texts: Sequence[Sequence[int]], penalty: float) -> Scores:
@@ -107,4 +145,24 @@ def softmax(scores: NDArray[Any]) -> NDArray[Any]:
 def draw(scores: Scores, random: np.random.Generator) -> int:
     """A token by its probability under `scores` [vocabulary]; one of minus infinity is never drawn."""
     sums = np.cumsum(softmax(scores.astype(np.float64)))
+    return int(np.searchsorted(sums, random.random() * sums[-1], side="right"))
+
+
+def settle(scores: Scores, random: np.random.Generator, proposal: Proposal) -> int:
+    """The token of a draft, or another one, so that it has the probabilities under `scores` [vocabulary].
+
+    What was drawn by q is kept with the probability min(1, p/q), else one is drawn by what p has beyond q
+    (Leviathan et al. 2023, Fast Inference from Transformers via Speculative Decoding, section 2.3,
+    https://arxiv.org/abs/2211.17192).
+    """
+    token, drafted = proposal.token, proposal.shares
+    if drafted is None:
+        return draw(scores, random)
+    shares = softmax(scores.astype(np.float64))
+    if random.random() * drafted[token] < shares[token]:
+        return token
+    beyond = np.maximum(shares - drafted, 0)
+    sums = np.cumsum(beyond)
+    if not sums[-1]:  # they differ by rounding alone
+        return token
     return int(np.searchsorted(sums, random.random() * sums[-1], side="right"))

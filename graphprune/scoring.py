@@ -100,7 +100,8 @@ class Scorer:
     def _run(self, batch: int, feeds: Feeds, off: frozenset[int]) -> Arrays:
         import numpy as np
 
-        from graphprune.surgery.gating import MASK, RESUME, STREAM
+        from graphprune.gates import MASK
+        from graphprune.surgery.gating import RESUME, STREAM
 
         mask = np.array([number not in off for number in range(len(self.blocks))])
         given: dict[str, NDArray[Any]] = {name: feeds[name] for name in self.session.inputs}

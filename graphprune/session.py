@@ -40,9 +40,11 @@ log = logging.getLogger(__name__)
 class Session:
     """One loaded file: its name in the bundle, and what it takes and gives, in graph order.
 
-    `settings` are those that it was opened with, `providers` the short names of those that started,
-    the CPU's last. `nodes` has for each provider how many nodes of each op it was given; it is empty
-    where all run on the CPU, and where ONNX Runtime is older than 1.24, which does not tell.
+    `optional` are inputs that have defaults, and the shapes that they take; `given` is what the settings
+    give such inputs at every run. `settings` are those that it was opened with, `providers` the short
+    names of those that started, the CPU's last. `nodes` has for each provider how many nodes of each
+    op it was given; it is empty where all run on the CPU, and where ONNX Runtime is older than 1.24,
+    which does not tell.
     """
 
     name: str
@@ -52,6 +54,8 @@ class Session:
     settings: Settings = field(default_factory=Settings)
     providers: tuple[str, ...] = ("cpu",)
     nodes: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    optional: Mapping[str, tuple[int | str | None, ...]] = field(default_factory=dict)
+    given: Feeds = field(default_factory=dict)
 
     @property
     def pasts(self) -> int:
@@ -83,22 +87,16 @@ class Session:
         With the setting `binding` the inputs are on the device already and the outputs, `OrtValue`s, stay
         there; the run waits until they are there. Raises `RunError` where an input is missing.
         """
-        self._require(feeds)
+        given = self.taken(feeds)
         if self.settings.binding:
-            return self._bound(feeds)
-        given = {name: feeds[name] for name in self.inputs}
+            return self._bound(given)
         return lambda: self.runtime.run(None, given)
 
     def _bound(self, feeds: Feeds) -> Callable[[], object]:
-        import numpy as np
-        import onnxruntime as ort
-
         kind, number = self.device
         binding = self.runtime.io_binding()
         try:
-            for name in self.inputs:
-                array = np.ascontiguousarray(feeds[name])
-                value = ort.OrtValue.ortvalue_from_numpy(array, kind, number)
+            for name, value in as_values(feeds, kind, number).items():
                 binding.bind_ortvalue_input(name, value)
             for name in self.outputs:
                 binding.bind_output(name, kind, number)
@@ -112,19 +110,39 @@ class Session:
 
         return once
 
-    def _require(self, feeds: Feeds) -> None:
+    def taken(self, feeds: Feeds) -> dict[str, NDArray[Any]]:
+        """What of `feeds` the runtime is given: all inputs, and the optional ones that are there.
+
+        Raises `RunError` where an input is missing, or an optional one does not fit.
+        """
         missing = [name for name in self.inputs if name not in feeds]
         if missing:
             raise RunError(f"{self.name}: inputs without a value: {', '.join(missing)}")
+        optional = [name for name in self.optional if name in feeds]
+        for name in optional:
+            self._require_fit(name, feeds[name])
+        return {name: feeds[name] for name in self.inputs} | {
+            **self.given, **{name: feeds[name] for name in optional}
+        }  # fmt: skip
+
+    def _require_fit(self, name: str, array: NDArray[Any]) -> None:
+        """Raise `RunError` where an array has not the shape that an optional input takes."""
+        wanted, found = self.optional[name], array.shape
+        fits = len(wanted) == len(found) and all(
+            a == b for a, b in zip(wanted, found, strict=True) if isinstance(a, int)
+        )
+        if not fits:
+            takes = ", ".join("any" if one is None else str(one) for one in wanted)
+            raise RunError(f"{self.name}: {name} takes [{takes}] values, and {[*found]} were given")
 
     def run(self, feeds: Feeds) -> dict[str, NDArray[Any]]:
         """Run once: all outputs by name. Inputs beyond the model's are left out.
 
         Raises `RunError` where an input is missing or the runtime refuses one.
         """
-        self._require(feeds)
+        given = self.taken(feeds)
         try:
-            values = self.runtime.run(None, {name: feeds[name] for name in self.inputs})
+            values = self.runtime.run(None, given)
         except Exception as error:  # the runtime's own exceptions share no public base
             raise RunError(f"{self.name}: {first_line(error)}") from error
         return dict(zip(self.outputs, values, strict=True))
@@ -135,8 +153,21 @@ class Session:
 
     def element_type(self, name: str) -> str | None:
         """Numpy's name for the element type that the input `name` takes; None where numpy has none."""
-        kind = next(one.type for one in self.runtime.get_inputs() if one.name == name)
+        inputs = [*self.runtime.get_inputs(), *self.runtime.get_overridable_initializers()]
+        kind = next(one.type for one in inputs if one.name == name)
         return _TYPES.get(kind)
+
+
+def as_values(feeds: Feeds, kind: str = "cpu", number: int = 0) -> dict[str, Any]:
+    """Arrays as ONNX Runtime's own values on a device.
+
+    An optional input cannot be bound but as such a value: by its name alone the runtime does not find it.
+    """
+    import numpy as np
+    import onnxruntime as ort
+
+    make = ort.OrtValue.ortvalue_from_numpy
+    return {name: make(np.ascontiguousarray(array), kind, number) for name, array in feeds.items()}
 
 
 def open_session(path: Path, name: str, settings: Settings | None = None) -> Session:
@@ -178,10 +209,24 @@ def opened(runtime: Any, name: str, settings: Settings) -> Session:
         settings,
         tuple(short_name(one) for one in runtime.get_providers()),
         given_nodes(runtime),
+        {one.name: tuple(one.shape) for one in runtime.get_overridable_initializers()},
+        _given(runtime, settings),
     )
     if session.providers[0] != "cpu":
         _tell(session)
     return session
+
+
+def _given(runtime: Any, settings: Settings) -> Feeds:
+    """The mask of a model with gates where the settings name blocks that do not run."""
+    if not settings.skip:
+        return {}
+    import numpy as np
+
+    from graphprune.gates import MASK, mask_without, read_gates
+
+    gates = read_gates(runtime.get_modelmeta().custom_metadata_map)
+    return {MASK: np.array(mask_without(gates, settings.skip))} if gates else {}
 
 
 def _tell(session: Session) -> None:

@@ -58,7 +58,8 @@ class Settings:
     takes runs on the CPU, and that is told. `threads` 0 leaves their number to ONNX Runtime. `level` is
     how far it optimizes. `memory` "lean" goes without its arena and without repacked weights: less memory,
     slower. With `binding` inputs and outputs stay on the device between timed runs. `cache` is a folder in
-    which the optimized model is kept. `provider_options` are those of each provider, by its name.
+    which the optimized model is kept. `provider_options` are those of each provider, by its name. `skip` are
+    the blocks and layers that do not run, of models that have gates (`insert_skips`).
 
     Raises `RunError` for what does not exist.
     """
@@ -70,6 +71,7 @@ class Settings:
     binding: bool = False
     cache: Path | None = None
     provider_options: Mapping[str, Mapping[str, str]] = field(default_factory=lambda: MappingProxyType({}))
+    skip: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.level not in LEVELS:
@@ -90,7 +92,7 @@ class Settings:
         """As it is pickled: read-only mappings cannot be."""
         options = {name: dict(given) for name, given in self.provider_options.items()}
         values = (self.providers, self.threads, self.level, self.memory, self.binding, self.cache, options)
-        return Settings, values
+        return Settings, (*values, self.skip)
 
     def choices(self) -> tuple[tuple[str, ...], ...]:
         """The providers to try, in turn, by their short names.

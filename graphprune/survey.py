@@ -61,6 +61,20 @@ def inspect(bundle: Bundle, loader: Loader | None = None) -> tuple[SurveyedFile,
     )
 
 
+def ungated(bundle: Bundle) -> Bundle:
+    """The bundle as it was before its models had gates; itself where none has any."""
+    from graphprune.gates import read_gates
+    from graphprune.surgery import remove_gates, sweep
+
+    if not any(read_gates(file.model.metadata_props) for file in bundle.files):
+        return bundle
+    copy = bundle.clone()
+    for file in copy.files:
+        remove_gates(file.model)
+        sweep(file.model)
+    return copy
+
+
 def distinct_stacks(files: Iterable[SurveyedFile]) -> tuple[Stack, ...]:
     """The stacks of a bundle, of copies the first."""
     stacks: dict[str, Stack] = {}

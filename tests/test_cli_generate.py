@@ -198,3 +198,31 @@ def test_an_interrupt_from_the_keyboard_ends_it() -> None:
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     assert b"(interrupted)" in errors and b"Traceback" not in errors
+
+
+def test_drafts_are_told_and_change_nothing(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = (bundle, "--prompt", "w05 w06 w07", "--max-new-tokens", 9)
+    assert line("generate", *asked) == 0
+    plain = capsys.readouterr().out
+    assert line("generate", *asked, "--draft-skip", "2", "--draft-tokens", 3, "--draft-confidence", 0) == 0
+    captured = capsys.readouterr()
+    assert captured.out == plain and "tokens kept (" in captured.err and " a verification (" in captured.err
+    drafts = made(capsys, *asked, "--draft-skip", "decoder.3")["drafts"]
+    assert drafts["accepted"] + drafts["verifications"] == 8
+    assert drafts["acceptance"] == pytest.approx(drafts["accepted"] / drafts["drafted"])
+
+
+def test_drafts_are_found(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ("--prompt", "w05 w06", "--max-new-tokens", 4, "--threads", 1)
+    assert line("generate", bundle, *asked, "--draft-skip", "auto") == 0
+    told = capsys.readouterr().err
+    assert "drafts by --draft-skip decoder." in told or "no drafts: " in told
+
+
+def test_drafts_that_cannot_be_are_told_in_a_line(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for skip, reason in (("40", "layer 40 does not exist"), ("tail", "'tail'"), ("", "is empty")):
+        assert line("generate", bundle, "--prompt", "w05", "--draft-skip", skip) != 0
+        told = capsys.readouterr().err
+        assert reason in told and "Traceback" not in told, told
+    assert line("generate", bundle, "--prompt", "w05", "--draft-tokens", 3) == 2
+    assert "--draft-skip" in capsys.readouterr().err

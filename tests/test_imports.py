@@ -42,6 +42,9 @@ FILES = {
     "ports",
     "language",
     "lane",
+    "decodercall",
+    "speculation",
+    "speculator",
     "prompting",
 }
 APPLICATION = {
@@ -52,6 +55,8 @@ APPLICATION = {
     "adapter",
     "play",
     "generator",
+    "draftcosts",
+    "draftsearch",
     "compare",
     "timing",
     "turns",
@@ -73,8 +78,10 @@ APPLICATION = {
     "healing",
     "importance",
     "searching",
+    "skipping",
+    "exits",
 }
-PASS_MAY_IMPORT = {"prunepass", "architecture", "surgery", "errors"}
+PASS_MAY_IMPORT = {"prunepass", "architecture", "surgery", "errors", "gates"}
 HEAVY = {"torch", "transformers", "optimum"}
 
 

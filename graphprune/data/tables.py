@@ -155,12 +155,13 @@ def _table(path: Path, rows: Sequence[tuple[int, tuple[str, ...]]], *, header: b
 def _has_header(rows: Sequence[tuple[str, ...]], text: Sequence[Column], label: Column | None) -> bool:
     """Whether the first row names the columns.
 
-    It does where a column that is asked for stands in it, where it alone has no number for a label, and
-    where all of it are different words such as names are and below them there are texts of several.
+    It does where a column is asked for by a name, where it counts the columns from 0, where it alone has no
+    number for a label, and where all of it are different words such as names are and below them there are
+    texts of several. That a number which is asked for stands in it says nothing: labels are numbers too.
     """
     first = [cell.strip() for cell in rows[0]]
     names = [column for column in (*text, label) if column is not None and not str(column).isdecimal()]
-    if names or any(column in first for column in (*text, label) if isinstance(column, str)):
+    if names or (len(first) > 1 and first == [str(number) for number in range(len(first))]):
         return True
     numbers = [int(column) for column in text]
     if label is not None and int(label) < len(first):

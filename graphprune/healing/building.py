@@ -28,10 +28,14 @@ VALUES, REPORT = "healed.npz", "search.json"
 
 @dataclass(frozen=True, eq=False)
 class Built:
-    """A pruned bundle, not written yet, and the file of values that its recipe reads, if any."""
+    """A pruned bundle, not written yet, and the file of values that its recipe reads, if any.
+
+    `called` is what that file is called beside the model.
+    """
 
     pruned: Pruned
     values: Path | None
+    called: str = VALUES
 
     def write(
         self,
@@ -47,10 +51,10 @@ class Built:
         """
         with replacing(out, overwrite=overwrite) as folder:
             alone = self.pruned.bundle.folder is None
-            pruned = self._named(beside(out, VALUES))
+            pruned = self._named(beside(out, self.called))
             pruned.save(folder / out.name if alone else folder, run=run, overwrite=True)
             if self.values is not None:
-                shutil.copyfile(self.values, beside(folder / out.name if alone else folder, VALUES))
+                shutil.copyfile(self.values, beside(folder / out.name if alone else folder, self.called))
             for name, text in texts.items():
                 beside(folder / out.name if alone else folder, name).write_text(text, encoding="utf-8")
         return out
@@ -144,8 +148,9 @@ def _alone(layer: Layer) -> bool:
 
 
 def _reading(step: Any, values: str) -> Any:
-    """A pass that reads values, reading them at another place."""
-    return replace(step, values=values) if hasattr(step, "values") else step
+    """A pass that reads values, or heads, reading them at another place."""
+    name = next((name for name in ("values", "heads") if hasattr(step, name)), None)
+    return replace(step, **{name: values}) if name else step
 
 
 def to_text(report: Mapping[str, Any]) -> str:

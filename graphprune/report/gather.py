@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 from graphprune.errors import GraphpruneError, LoadError
 from graphprune.report.ancestry import Origin, not_the_source, origin_of, plan_again
 from graphprune.report.drawing import draw
+from graphprune.report.exited import read_exits
 from graphprune.report.searched import read_searched
 from graphprune.report.subject import Side, Subject
 
@@ -70,7 +71,8 @@ def gather(
     own = _side(names[-1], model, wanted, log)
     origin, plan = _origin(own, other, log)
     searched, doubt = read_searched(model, origin)
-    log.notes.extend([doubt] if doubt else [])
+    exits, unread = read_exits(model, origin)
+    log.notes.extend(filter(None, (doubt, unread)))
     influence = log.attempt("importance", lambda: _importance(other or own, wanted, log))
     limits = log.attempt("the limits of the machine", lambda: _limits(own, wanted))
     peak = log.attempt("the speed of the machine", lambda: _peak(own, wanted)) if limits else None
@@ -80,7 +82,7 @@ def gather(
     agreement = None if other is None else _agreement(other, own, wanted, log)
     return Subject(
         own, other, origin, plan, stacks, wanted.settings, _said(wanted.source, own), command, bench,
-        agreement, tuple(dict.fromkeys(log.notes)), peak, ranking, searched,
+        agreement, tuple(dict.fromkeys(log.notes)), peak, ranking, searched, exits,
     )  # fmt: skip
 
 

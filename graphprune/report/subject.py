@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from graphprune.profiler import Profile
     from graphprune.report.ancestry import Origin
     from graphprune.report.drawing import DrawnStack
+    from graphprune.report.exited import ExitsRun
     from graphprune.report.searched import SearchedRun
     from graphprune.roofline import Peak
     from graphprune.settings import Settings
@@ -55,8 +56,8 @@ class Subject:
     recipe, planned again on `dense`. `stacks` are the drawing: of the dense model, with what
     went, or of the model alone. `inputs` says in words what the models ran on, `command` how to make the
     report again; `peak` is the machine's at the type in which the model mostly multiplies. `ranking` is
-    what `rank` found, where that was given, and `searched` the search that made the model. What could not
-    be measured is None, and `notes` say why.
+    what `rank` found, where that was given, and `searched` the search that made the model, `exits` those
+    that it was given. What could not be measured is None, and `notes` say why.
     """
 
     model: Side
@@ -73,6 +74,7 @@ class Subject:
     peak: Peak | None = None
     ranking: Ranking | None = None
     searched: SearchedRun | None = None
+    exits: ExitsRun | None = None
 
     @property
     def sides(self) -> tuple[Side, ...]:

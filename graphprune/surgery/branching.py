@@ -68,7 +68,7 @@ def without_block(region: Region, around: ir.Graph, start: ir.Value | None = Non
     _require_apart(copy.graph, region)
     name = f"{block.id}/{'off' if start is None else 'passed'}"
     copy.graph.name = name
-    _rename(copy.graph, name)
+    rename(copy.graph, name)
     return copy.graph
 
 
@@ -94,7 +94,7 @@ def _read_instead(graph: ir.Graph, old: ir.Value, new: ir.Value) -> None:
             graph.outputs[index] = node.outputs[0]
 
 
-def _rename(graph: ir.Graph, prefix: str) -> None:
+def rename(graph: ir.Graph, prefix: str) -> None:
     """Names in a subgraph must differ from all that are around it."""
     for number, node in enumerate(graph):
         node.name = f"{prefix}/{number}_{node.op_type}"
@@ -105,9 +105,9 @@ def _rename(graph: ir.Graph, prefix: str) -> None:
 def choice(condition: ir.Value, then: ir.Graph, otherwise: ir.Graph, name: str) -> ir.Graph:
     """A graph that puts out what `then` does where `condition` is true, else what `otherwise` does."""
     node = ir.node("If", [condition], num_outputs=len(then.outputs))
-    _set_branches(node, then, otherwise)
+    set_branches(node, then, otherwise)
     graph = ir.Graph([], node.outputs, nodes=[node], name=name)
-    _rename(graph, name)
+    rename(graph, name)
     return graph
 
 
@@ -115,11 +115,11 @@ def passing(value: ir.Value, name: str) -> ir.Graph:
     """A graph that puts out a value of the graphs around it."""
     node = ir.node("Identity", [value])
     graph = ir.Graph([], node.outputs, nodes=[node], name=name)
-    _rename(graph, name)
+    rename(graph, name)
     return graph
 
 
-def _set_branches(node: ir.Node, then: ir.Graph, otherwise: ir.Graph) -> None:
+def set_branches(node: ir.Node, then: ir.Graph, otherwise: ir.Graph) -> None:
     """Give an If its branches."""
     node.attributes.add(ir.AttrGraph("then_branch", then))
     node.attributes.add(ir.AttrGraph("else_branch", otherwise))
@@ -145,5 +145,5 @@ def enclose(
         new.name, new.type, new.shape = old.name, old.type, old.shape
         old.name = f"{old.name}/on"
     graph.remove(nodes)
-    _set_branches(node, ir.Graph([], outputs, nodes=nodes, name=f"{name}/on"), otherwise)
+    set_branches(node, ir.Graph([], outputs, nodes=nodes, name=f"{name}/on"), otherwise)
     return node

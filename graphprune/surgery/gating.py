@@ -15,13 +15,14 @@ import onnx_ir as ir
 
 from graphprune.architecture import Architecture, Block
 from graphprune.errors import EditError
+from graphprune.gates import MASK
 from graphprune.surgery.branching import choice, enclose, passing, without_block
 from graphprune.surgery.regions import Region, find_region
 from graphprune.surgery.resuming import Boundary, Chain, StreamType, head_nodes, reads_only, stream_type
 from graphprune.surgery.sizes import release_shapes
 from graphprune.surgery.values import constant, current, sort
 
-MASK, RESUME, STREAM = "run_mask", "resume", "stream"
+RESUME, STREAM = "resume", "stream"
 _DEFAULTS_VERSION = 4
 
 log = logging.getLogger(__name__)
@@ -60,14 +61,14 @@ def gate_blocks(architecture: Architecture, *, resumable: bool = False) -> Gates
     blocks = [b for stack in architecture.stacks if stack.graph is graph for b in stack.blocks]
     elsewhere = [b for stack in architecture.stacks if stack.graph is not graph for b in stack.blocks]
     declined = {block.id: "it is in a subgraph" for block in elsewhere}
-    regions = _regions(blocks, graph, declined)
+    regions = find_regions(blocks, graph, declined)
     if not regions:
         return Gates((), declined)
     outputs = tuple(value.name or "" for value in graph.outputs)
     kind = stream_type(architecture.model, regions) if resumable else None
     if resumable and kind is None:
         log.info("no run of '%s' can begin in the middle: the shape of its stream is not known", graph.name)
-    _allow_defaults(architecture.model)
+    allow_defaults(architecture.model)
     chain = _gate(graph, regions, kind)
     names = tuple(region.block.id for region in regions)
     if kind is None:
@@ -76,7 +77,7 @@ def gate_blocks(architecture: Architecture, *, resumable: bool = False) -> Gates
     return Gates(names, declined, boundaries, chain.settled(outputs, boundaries))
 
 
-def _regions(blocks: Sequence[Block], graph: ir.Graph, declined: dict[str, str]) -> list[Region]:
+def find_regions(blocks: Sequence[Block], graph: ir.Graph, declined: dict[str, str]) -> list[Region]:
     """What of each block its gate is to hold; adds to `declined` those that have none, and why."""
     for block in blocks:
         if block.droppable:
@@ -113,7 +114,7 @@ def _gate(graph: ir.Graph, regions: Sequence[Region], kind: StreamType | None) -
     return Chain(graph, start, tuple(gates), ends, tuple(passable), kind)
 
 
-def _allow_defaults(model: ir.Model) -> None:
+def allow_defaults(model: ir.Model) -> None:
     """Before version 4 of the format all initializers are inputs, and none of them is optional."""
     if model.ir_version < _DEFAULTS_VERSION:
         model.ir_version = _DEFAULTS_VERSION

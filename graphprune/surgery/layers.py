@@ -90,7 +90,7 @@ def _is_turned(value: ir.Value) -> bool:
 
 def _segments(stack: Stack, runs: Runs) -> tuple[list[_Segment], ir.Value, ir.Value]:
     """The layers as runs of nodes between values of the stream; fused joins are taken apart for it."""
-    boundaries = [_start(stack), *(_output(layer) for layer in stack.layers)]
+    boundaries = [_start(stack), *(layer_end(layer) for layer in stack.layers)]
     values = [current(value) for value in boundaries]
     start = values[0]
     inner = (current(block.stream_in) for block in stack.blocks)
@@ -138,7 +138,7 @@ def _read_shape_of(start: ir.Value, value: ir.Value) -> None:
         _read_shape_of(start, maker.inputs[0])
 
 
-def _output(layer: Layer) -> ir.Value:
+def layer_end(layer: Layer) -> ir.Value:
     """What a layer passes on. Joins that are fused with the next block's norm are taken apart."""
     for block in layer.blocks:
         result = block.stream_out

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from graphprune.architecture import Block
-from graphprune.dataflow import TRANSPARENT, has_subgraph
+from graphprune.dataflow import SHAPE_OPS, TRANSPARENT, has_subgraph
 from graphprune.surgery.stored import storage
 from graphprune.surgery.values import current
 
 _LARGE = 1024  # bytes; constants from here on are weights, which stay outside
+_OF_SIZES = {"Add", "Cast", "Concat", "Div", "Gather", "Identity", "Mul", "Squeeze", "Sub", "Unsqueeze"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +37,8 @@ def find_region(block: Block, order: Mapping[ir.Node, int]) -> Region | str:
     """The region of a block; why it has none, where that is so.
 
     `order` has the places of the nodes that it may be made of. What is read outside of the block
-    besides its result (keys and values that are put out, sizes) stays outside, and all that it takes.
+    besides its result (keys and values that are put out, sizes) stays outside, and all that it takes; so does
+    what is made of sizes from outside alone: ONNX Runtime computes it once for all blocks there.
     """
     join, end = block.join, current(block.stream_out)
     if join not in order:
@@ -57,6 +59,7 @@ def find_region(block: Block, order: Mapping[ir.Node, int]) -> Region | str:
     results = {node for node in (*block.sums, *after, *rounding) if node in order}
     nodes = {node for node in (*block.nodes, *results) if node in order and not _is_weight(node)}
     nodes -= _read_outside(nodes, results)
+    nodes -= _of_sizes(nodes - results)
     holding = next((node for node in results & nodes if has_subgraph(node)), None)
     if holding is not None:
         return f"node '{holding.name}' ({holding.op_type}), which stays without it, holds a subgraph"
@@ -121,6 +124,31 @@ def _read_outside(nodes: Collection[ir.Node], results: Collection[ir.Node]) -> s
                 found.add(maker)
                 work.append(maker)
     return found
+
+
+def _of_sizes(nodes: Collection[ir.Node]) -> set[ir.Node]:
+    """The nodes that compute of sizes from outside alone, and the constants that they take."""
+    known: dict[ir.Node, bool] = {}
+
+    def makes(node: ir.Node) -> bool:
+        if node not in known:
+            read = [value for value in node.inputs if value is not None and not _is_small(value)]
+            makers = [value.producer() for value in read]
+            sizes = bool(makers) and all(maker is not None and makes(maker) for maker in makers)
+            known[node] = (
+                node not in nodes if node.op_type in SHAPE_OPS else node.op_type in _OF_SIZES and sizes
+            )
+        return known[node]
+
+    found = {node for node in nodes if makes(node)}
+    read = {maker for node in found for v in node.inputs if v is not None and (maker := v.producer())}
+    return found | {node for node in read if node in nodes and node.op_type == "Constant"}
+
+
+def _is_small(value: ir.Value) -> bool:
+    """Whether a value is a constant that is no weight."""
+    tensor = ir.convenience.get_const_tensor(value)
+    return tensor is not None and tensor.nbytes < _LARGE
 
 
 def _is_read_outside(value: ir.Value, nodes: Collection[ir.Node]) -> bool:

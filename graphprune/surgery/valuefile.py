@@ -103,15 +103,8 @@ class FittedValues:
         return np.asarray(array, np.int64)
 
     def _read(self, block: str, key: str, shape: Sequence[int | None]) -> npt.NDArray[Any]:
-        name = f"{block}/{key}"
-        where = f"{self.path}: '{name}'"
-        if name not in self.keys:
-            raise RecipeError(f"{where} is missing")
-        try:
-            with _opened(self.path) as file:
-                array: npt.NDArray[Any] = file[name]
-        except _UNREADABLE as error:
-            raise RecipeError(f"{where} cannot be read: {_told(error)}") from error
+        """An array of a block of this shape."""
+        where, array = self._array(block, key)
         fits = len(array.shape) == len(shape) and all(
             size in {None, found} for size, found in zip(shape, array.shape, strict=True)
         )
@@ -119,6 +112,25 @@ class FittedValues:
             wanted = ", ".join("any" if size is None else str(size) for size in shape)
             raise RecipeError(f"{where} has the shape {list(array.shape)}, and [{wanted}] is needed")
         return array
+
+    def read_text(self, block: str, key: str) -> str:
+        """A word of a block, an array of no axes. Raises `RecipeError` where it is missing, or no word."""
+        where, array = self._array(block, key)
+        if array.shape or array.dtype.kind != "U":
+            raise RecipeError(f"{where} is no text, but of type {array.dtype} and shape {list(array.shape)}")
+        return str(array[()])
+
+    def _array(self, block: str, key: str) -> tuple[str, npt.NDArray[Any]]:
+        """How to call an array of a block in a message, and the array."""
+        name = f"{block}/{key}"
+        where = f"{self.path}: '{name}'"
+        if name not in self.keys:
+            raise RecipeError(f"{where} is missing")
+        try:
+            with _opened(self.path) as file:
+                return where, np.asarray(file[name])
+        except _UNREADABLE as error:
+            raise RecipeError(f"{where} cannot be read: {_told(error)}") from error
 
 
 def fingerprint(path: str | Path) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -62,6 +63,25 @@ def test_no_header(tmp_path: Path) -> None:
     assert texts(read_data(path, text=0, label=2)) == (("the cat", "big mat", "a b"),)
     words = write(tmp_path / "w.csv", "cat\ndog\n")
     assert texts(read_data(words)) == (("cat", "dog"),)
+
+
+@pytest.mark.parametrize("columns", [(0, 1), ("0", "1")])
+@pytest.mark.parametrize("first", ["0", "1"])
+def test_a_label_that_is_the_number_of_a_column_makes_no_header(
+    tmp_path: Path, first: str, columns: tuple[Any, Any]
+) -> None:
+    path = tmp_path / "data.tsv"
+    path.write_text(f"a fine film\t{first}\na poor film\t1\n")
+    data = read_data(path, text=[columns[0]], label=columns[1])
+    assert data.examples == 2 and data.labels is not None and data.labels.tolist() == [int(first), 1]
+    assert next(iter(data.contents.told(data.chosen))) == "a fine film"
+
+
+def test_a_header_that_counts_columns(tmp_path: Path) -> None:
+    path = tmp_path / "data.csv"
+    path.write_text("0,1\na fine film,1\na poor film,0\n")
+    data = read_data(path, text="0", label="1")
+    assert data.examples == 2 and data.labels is not None and data.labels.tolist() == [1, 0]
 
 
 def test_header_without_labels(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from graphprune.report.sections.agreement import agreement
 from graphprune.report.sections.blocks import blocks
+from graphprune.report.sections.exits import exits
 from graphprune.report.sections.footprint import footprint
 from graphprune.report.sections.healing import healing
 from graphprune.report.sections.importance import importance
@@ -33,6 +34,7 @@ SECTIONS: tuple[Callable[[Subject], Section | None], ...] = (
     latency,
     footprint,
     layers,
+    exits,
     search,
     healing,
     importance,
