@@ -1,6 +1,6 @@
 """What closed-form healing gives back: every method on the trained decoders and the digits' ViT.
 
-    python -m tools.bench_heal --data FOLDER [--tokens 16000]
+    python -m tools.bench_heal --data FOLDER [--tokens 8000]
 
 FOLDER holds tinyshakespeare.txt. At least a quarter of the layers' parameters goes: the last layers, those
 that change the stream least (block influence), or the blocks that a greedy choice by healed error finds.
@@ -231,10 +231,10 @@ def page(tables: Mapping[str, list[list[str]]], seconds: float) -> list[str]:
     lines = [
         "# Healing in closed form",
         "",
-        f"`python -m tools.bench_heal` on {environment()}, {seconds / 60:.0f} minutes: at least a",
-        "quarter of the parameters of the layers is removed, by three choices, and healed by one method at a",
-        "time. Chosen and fitted on training text (images); measured on what was held out then, on the",
-        "written models.",
+        f"`python -m tools.bench_heal` on {environment('onnxruntime', 'numpy')},",
+        f"one thread, {seconds / 60:.0f} minutes: at least a quarter of the parameters of the layers is",
+        "removed, by three choices, and healed by one method at a time. Chosen and fitted on training text",
+        "(images); measured on what was held out then, on the written models.",
         "",
     ]
     for name, table in tables.items():
@@ -254,7 +254,7 @@ def main() -> None:
     """The command line."""
     parser = command_line(__doc__)
     parser.add_argument("--data", type=Path, required=True, help="the folder with tinyshakespeare.txt")
-    parser.add_argument("--tokens", type=int, default=16_000, help="tokens of training text to fit to")
+    parser.add_argument("--tokens", type=int, default=8_000, help="tokens of training text to fit to")
     parser.add_argument("--only", choices=[*TITLES], help="one model alone; nothing is written")
     options = parser.parse_args()
     start = time.perf_counter()
