@@ -48,7 +48,7 @@ def search(
     actions: Annotated[str, typer.Option(help=_ACTIONS)] = "drop,linear,half,quarter,eighth",
     blocks: Annotated[str, typer.Option(help="The blocks to search among: a selection.")] = "all",
     data: DataOptions = DataOptions(),
-    trials: Annotated[int, typer.Option(min=1, help=_TRIALS)] = 150,
+    trials: Annotated[int, typer.Option(min=1, help=_TRIALS)] = 80,
     budget: Annotated[float | None, typer.Option(min=1, help=_BUDGET)] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of all that is drawn.")] = 0,
     batch: Annotated[str, typer.Option(help="Rows of the inputs that are timed, several by commas.")] = "1",

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 # What may become of a block by default: a constant hardly ever beats dropping with the norm refitted.
 ACTIONS = ("drop", "linear", "half", "quarter", "eighth")
 # Choices that are evaluated at most.
-TRIALS = 150
+TRIALS = 80
 # The trials, in a folder that a search wrote.
 STORED = ".search"
 
