@@ -17,7 +17,7 @@ from graphprune.exits.found import Example, Goal, Rule
 from graphprune.exits.heads import Head
 from graphprune.exits.rules import left
 from graphprune.exits.samples import Evidence, Parts, by_own_head, classified, labelled
-from graphprune.exits.watching import Pool, Watch, open_watch
+from graphprune.exits.watching import Pool, Watch, boundaries, open_watch
 
 if TYPE_CHECKING:
     from graphprune.data.dataset import Data
@@ -117,12 +117,7 @@ def _watch(model: str | Path, wish: Wish, settings: Settings | None, *, labels: 
     head: Head = wish.head or (("translator" if watch.tail else "ridge") if labels else "own")
     if head in ("own", "translator") and wish.at and not wish.head:
         watch = open_watch(model, wish.at, settings)
-    wrong = next((k for k in wish.at if not 1 <= k < watch.layers), None)
-    if wrong is not None:
-        raise SelectionError(
-            f"there is no exit after {wrong} layers: {watch.name} has {watch.layers}, so name some of "
-            f"1 … {watch.layers - 1}"
-        )
+    boundaries(wish.at, watch.layers)
     return watch, head
 
 

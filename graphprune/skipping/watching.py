@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from graphprune.compare import cosines
 from graphprune.errors import RunError
 from graphprune.importance.streams import open_tapped, play_tapped
 from graphprune.scoring import open_scorer
@@ -82,8 +83,8 @@ def _seen(
         if not rows:
             continue
         earlier, _ = run.rows(tap, before[tap.id], tap.before) if tap.id in before else ((), "")
-        alike = _cosines(*rows)
-        near = _cosines(*earlier) if earlier else np.full(len(alike), np.nan)
+        alike = cosines(*rows)
+        near = cosines(*earlier) if earlier else np.full(len(alike), np.nan)
         yield tap.id, _units(rows[0], near, alike, unit)
 
 
@@ -104,8 +105,8 @@ def feel(
     dense = [_first(outputs) for outputs in scorer.outputs()]
     for id, values in found.items():
         for whole, outputs in zip(dense, scorer.outputs([id]), strict=True):
-            cosines = _cosines(*(one.reshape(-1, one.shape[-1]) for one in (whole, _first(outputs))))
-            values.append(cosines.mean()[None] if unit == "example" else cosines[_places(len(cosines))])
+            alike = cosines(*(one.reshape(-1, one.shape[-1]) for one in (whole, _first(outputs))))
+            values.append(alike.mean()[None] if unit == "example" else alike[_places(len(alike))])
     return {id: np.concatenate(values) for id, values in found.items()}
 
 
@@ -131,9 +132,3 @@ def _places(count: int) -> NDArray[np.int64]:
     """The positions that are looked at, of `count`."""
     places: NDArray[np.int64] = np.unique(np.linspace(0, count - 1, _TOKENS).round().astype(np.int64))
     return places
-
-
-def _cosines(one: Rows, other: Rows) -> NDArray[Any]:
-    lengths = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
-    cosines: NDArray[Any] = (one * other).sum(1) / np.maximum(lengths, 1e-12)
-    return cosines
