@@ -56,7 +56,7 @@ def skips(
             model, data.data(), policy=cast("Policy", policy), share=share, blocks=blocks,
             kinds=cast("Kinds", kinds), phase=cast("Phase", phase), settings=runtime.settings(),
         )  # fmt: skip
-        written = found.pruned.save(out, overwrite=overwrite)
+        written = found.save(out, overwrite=overwrite)
     if as_json:
         emit(_to_json(found, written))
     else:
@@ -94,4 +94,4 @@ def _to_json(found: Skipping, written: Path) -> dict[str, Any]:
     told = {"format": 1, "out": str(written), "rules": rules, "skipped": found.skipped}
     told |= {"metric": found.metric, "score": found.score, "dense": found.dense, "examples": found.examples}
     told |= {"fixed": found.fixed, "always": list(found.always)}
-    return {key: finite(value) for key, value in told.items()}
+    return dict(finite(told))

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 _Outputs: TypeAlias = (
     "Callable[[str | Path, Sequence[Batch], Settings | None], Iterator[Mapping[str, NDArray[Any]]]]"
 )
+VALUES = "skips.npz"
 Kinds = Literal["all", "attention", "ffn"]
 Phase = Literal["all", "decode", "prefill"]
 
@@ -52,6 +53,18 @@ class Skipping:
         """The share of the runs of blocks that the rules leave out, on the examples that they were set by."""
         return float(np.mean([rule.skipped for rule in self.rules]))
 
+    def save(self, out: str | Path, *, overwrite: bool = False) -> Path:
+        """Write and check the model, with the values that its recipe reads beside it, all or nothing.
+
+        Raises `SaveError`, `CheckError`.
+        """
+        from graphprune.healing.building import Built, save_values
+
+        with tempfile.TemporaryDirectory(prefix="graphprune-") as folder:
+            values = Path(folder) / VALUES
+            save_values(values, values_of(self.rules))
+            return Built(self.pruned, values, VALUES).write(Path(out), overwrite=overwrite)
+
 
 def fit_skips(
     model: str | Path,
@@ -71,6 +84,7 @@ def fit_skips(
     """
     from graphprune.bundle import load
     from graphprune.data.dataset import read_data
+    from graphprune.healing.building import save_values
     from graphprune.pipeline import prune
 
     data = data or read_data()
@@ -84,8 +98,8 @@ def fit_skips(
     seen = {id: replace(one, alike=felt[id]) for id, one in seen.items() if id in felt}
     rules = fit_rules(seen, policy, share)
     with tempfile.TemporaryDirectory(prefix="graphprune-") as folder:
-        values = Path(folder) / "skips.npz"
-        np.savez(values, **values_of(rules))  # type: ignore[arg-type]
+        values = Path(folder) / VALUES
+        save_values(values, values_of(rules))
         options = {"kinds": kinds, "phase": phase, "policy": policy, "values": str(values)}
         options["blocks"] = ",".join(rule.block for rule in rules)
         pruned = prune(bundle, insert_skips=options)

@@ -90,6 +90,9 @@ def test_on_the_command_line(
     out = tmp_path / "out.onnx"
     assert run_line(["skips", str(model), str(out), "--data", str(data), "--share", "0.4"]) == 0
     assert "of the runs of these blocks are left out" in capsys.readouterr().out
+    values = tmp_path / "out.skips.npz"
+    assert any(str(values) in said for said in gp.load(out).files[0].model.metadata_props.values())
+    gp.prune(gp.load(model), insert_skips={"kinds": "ffn", "policy": "router", "values": str(values)})
     assert run_line(["inspect", str(out)]) == 0
     shown = capsys.readouterr().out
     assert "encoder: 3 layers" in shown and "skip_thresholds" in shown
